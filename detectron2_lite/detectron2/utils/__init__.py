@@ -1,0 +1,1 @@
+"""Helpers around detection: logging, events, processes, files, drawing."""
