@@ -1,0 +1,7 @@
+"""Blocks and towers that more than one paper uses."""
+
+from clsloc.layers.conv_norm import ConvNorm
+from clsloc.layers.conv_tower import Bottleneck, ConvTower, UpBlock
+from clsloc.layers.nonlocal_block import NonLocalBlock
+
+__all__ = ["Bottleneck", "ConvNorm", "ConvTower", "NonLocalBlock", "UpBlock"]

@@ -1,0 +1,52 @@
+"""RoI pooling from scaled copies of the boxes."""
+
+from torch import Tensor
+
+from detectron2.layers import nonzero_tuple
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
+from detectron2.structures import Boxes
+
+from clsloc.boxes import scale_boxes
+
+__all__ = ["ScaledROIPooler"]
+
+
+class ScaledROIPooler(ROIPooler):
+    """
+    A `ROIPooler` that can look at more (or less) than the box itself.
+
+    The pyramid level of a RoI is that of the box as given; only the pooling window is scaled.
+    Handing enlarged boxes to a plain `ROIPooler` would shift the level too: with a factor of 1.3,
+    about a quarter of all boxes would land one level higher. Windows are not clipped; what lies
+    outside the image pools as zero.
+    """
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes], scale: float = 1.0) -> Tensor:
+        """
+        Args:
+            x: feature maps (N, C, H, W), finest first, matching the `scales` of the constructor.
+            box_lists: the boxes of each of the N images; they are not modified.
+            scale: factor on width and height of the pooling windows, about their centres.
+
+        Returns:
+            (R, C, output height, output width), R boxes of all images in order; R may be 0. With
+            scale 1 this is bit for bit what `ROIPooler` returns.
+        """
+        windows = [Boxes(scale_boxes(boxes.tensor, scale)) for boxes in box_lists]
+        num_boxes = sum(len(boxes) for boxes in box_lists)
+        if scale == 1 or len(self.level_poolers) == 1 or num_boxes == 0:
+            return super().forward(x, windows)
+
+        levels = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+        rois = convert_boxes_to_pooler_format(windows)
+        output = x[0].new_zeros((num_boxes, x[0].shape[1], *self.output_size))
+        for level, (features, pool) in enumerate(zip(x, self.level_poolers, strict=True)):
+            rows = nonzero_tuple(levels == level)[0]
+            output.index_put_((rows,), pool(features, rois[rows]))
+        return output
