@@ -1,16 +1,15 @@
 """Containers for boxes, per-image predictions and batches of images."""
 
 from detectron2._left_out import left_out
-
-from .boxes import (
+from detectron2.structures.boxes import (
     Boxes,
     BoxMode,
     pairwise_ioa,
     pairwise_iou,
     pairwise_point_box_distance,
 )
-from .image_list import ImageList
-from .instances import Instances
+from detectron2.structures.image_list import ImageList
+from detectron2.structures.instances import Instances
 
 BitMasks = left_out("detectron2.structures.BitMasks")
 Keypoints = left_out("detectron2.structures.Keypoints")
