@@ -1,0 +1,138 @@
+"""Detectron2's checkpointer with the guards of the core."""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from clsloc.errors import UserError
+from clsloc.files import atomic_write
+from detectron2.checkpoint import DetectionCheckpointer
+
+from .digest import LoadDigest
+from .safe_load import load_pickle, load_torch
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Reads the same files as Detectron2's; differs in four points.
+
+    - Loading never runs code from a file (:mod:`clsloc.checkpoint.safe_load`).
+    - A checkpoint is written whole or not at all, and ``last_checkpoint`` names it only then.
+    - After loading, :attr:`digest` and the log say what was loaded, skipped and missing.
+    - With ``complete=True`` (evaluation, prediction) a tensor left unfilled is an error; without,
+      a file that fills no tensor at all is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        complete: bool = False,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            complete: see above.
+            extra: plain values stored in every checkpoint, such as the class names.
+            kwargs: see ``DetectionCheckpointer``.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.complete = complete
+        self.extra = extra or {}
+        self.digest: LoadDigest | None = None
+        self._path = ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._path = path
+        try:
+            return super().load(path, *args, **kwargs)
+        except (AssertionError, OSError) as error:
+            if os.path.isfile(path):
+                raise
+            reason = "it does not exist" if isinstance(error, AssertionError) else str(error)
+            raise UserError(
+                f"The weight file {path!r} cannot be had ({reason}); check MODEL.WEIGHTS."
+            ) from error
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As in fvcore, but resuming without a complete checkpoint is an error."""
+        if resume:
+            file = self.get_checkpoint_file() if self.has_checkpoint() else ""
+            if not os.path.isfile(file):
+                what = f"the checkpoint {file!r} is gone" if file else "no checkpoint is there"
+                raise UserError(
+                    f"There is nothing to resume in {self.save_dir!r} ({what}); "
+                    "leave out --resume to start anew, or name the folder in OUTPUT_DIR."
+                )
+        return super().resume_or_load(path, resume=resume)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        try:
+            with atomic_write(path) as file:
+                torch.save(data | self.extra | kwargs, file)
+        except RuntimeError as error:  # how torch reports that the file took no more bytes
+            raise UserError(
+                f"The checkpoint {path!r} could not be written ({_first_line(error)}); free some "
+                "space there and continue with --resume from the one before."
+            ) from error
+        self.tag_last_checkpoint(os.path.basename(path))
+        logger.info("Saved the checkpoint %s.", path)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
+            file.write(last_filename_basename)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        content = load_pickle(filename)
+        if "model" in content and "__author__" in content:
+            return content
+        # A Caffe2 file: bare arrays, or arrays under "blobs"; its names need matching.
+        arrays = content.get("blobs", content)
+        model = {name: array for name, array in arrays.items() if not name.endswith("_momentum")}
+        return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, filename: str) -> Any:
+        return load_torch(filename)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        self.digest = digest = LoadDigest.of(self.model, incompatible)
+        if self.complete and not digest.complete:
+            raise UserError(_incomplete(self._path, digest))
+        if digest.loaded == 0:
+            raise UserError(
+                f"No tensor of {self._path!r} fits the model; check that MODEL.WEIGHTS belongs "
+                f"to this architecture (unused: {', '.join(digest.unused[:3])}, ...)."
+            )
+        for line in digest.lines():
+            logger.info("%s: %s.", self._path, line)
+
+
+def _incomplete(path: str, digest: LoadDigest) -> str:
+    if digest.mismatched:
+        name, found, wanted = digest.mismatched[0]
+        problem = f"{name} has shape {list(found)} there and {list(wanted)} in the model"
+        remedy = "check the number of classes in the config"
+    else:
+        problem = f"{digest.missing[0]} and {len(digest.missing) - 1} more tensors are missing"
+        remedy = "check that the config is the one that the weights were trained with"
+    return (
+        f"The weights {path!r} do not fill the model: {problem}; {remedy}, since a part left "
+        "at its initial values would make up its output."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

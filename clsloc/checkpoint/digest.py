@@ -1,0 +1,76 @@
+"""What happened to each tensor when weights were loaded, in a few lines."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadDigest:
+    """The outcome of loading a weight file.
+
+    Attributes:
+        total: the tensors of the model.
+        missing: names of the model that the file does not have.
+        mismatched: (name, shape in the file, shape in the model) of tensors that do not fit.
+        unused: names of the file that the model does not have.
+    """
+
+    total: int
+    missing: tuple[str, ...]
+    mismatched: tuple[tuple[str, Shape, Shape], ...]
+    unused: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, incompatible: object) -> "LoadDigest":
+        """From what fvcore's ``Checkpointer._load_model`` returned."""
+        mismatched = tuple(
+            (name, tuple(found), tuple(wanted))
+            for name, found, wanted in incompatible.incorrect_shapes
+        )
+        names = {name for name, _, _ in mismatched}
+        return cls(
+            total=len(model.state_dict()),
+            missing=tuple(sorted(set(incompatible.missing_keys) - names)),
+            mismatched=mismatched,
+            unused=tuple(sorted(set(incompatible.unexpected_keys) - names)),
+        )
+
+    @property
+    def loaded(self) -> int:
+        """How many tensors of the model were filled from the file."""
+        return self.total - len(self.missing) - len(self.mismatched)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the model was filled."""
+        return self.loaded == self.total
+
+    def lines(self) -> list[str]:
+        """A line for what was loaded, and one for each kind of remainder."""
+        lines = [f"{self.loaded} of {self.total} tensors loaded"]
+        if self.missing:
+            lines.append(f"not in the file, left at their initial values: {_group(self.missing)}")
+        if self.mismatched:
+            lines.append(
+                "of another shape, left at their initial values: "
+                + ", ".join(
+                    f"{name} {list(found)} for {list(wanted)}"
+                    for name, found, wanted in self.mismatched
+                )
+            )
+        if self.unused:
+            lines.append(f"in the file, not in the model, skipped: {_group(self.unused)}")
+        return lines
+
+
+def _group(names: Iterable[str], depth: int = 2) -> str:
+    """``["a.b.c", "a.b.d", "e"]`` -> ``"a.b (2), e"``."""
+    counts = Counter(".".join(name.split(".")[:depth]) for name in names)
+    return ", ".join(
+        prefix if count == 1 else f"{prefix} ({count})" for prefix, count in counts.items()
+    )

@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from clsloc.errors import UserError
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Open a file that appears under ``path`` only when the block ends without an error.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and renamed;
+    a process killed at any moment leaves the earlier file as it was. The folder is made if needed.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    path = os.fspath(path)
+    folder = os.path.dirname(path) or "."
+    temporary = None
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
+        # mkstemp makes private files; a result should get the usual rights.
+        os.chmod(temporary, 0o666 & ~_umask())
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
+
+
+def write_error(path: str, error: OSError) -> UserError:
+    """The sentence for a file that could not be written."""
+    remedy = {
+        errno.ENOSPC: "free some space there or choose another output folder",
+        errno.EDQUOT: "free some of the quota or choose another output folder",
+        errno.EACCES: "choose an output folder that you may write to",
+        errno.EPERM: "choose an output folder that you may write to",
+        errno.EROFS: "choose an output folder that you may write to",
+    }.get(error.errno, "check the output folder")
+    return UserError(f"{path!r} could not be written ({error.strerror or error}); {remedy}.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
