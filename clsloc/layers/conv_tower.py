@@ -7,10 +7,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detectron2.layers import ShapeSpec
-
+from clsloc.errors import UserError
 from clsloc.layers.conv_norm import ConvNorm
 from clsloc.layers.nonlocal_block import NonLocalBlock
+from detectron2.layers import ShapeSpec
 
 __all__ = ["Bottleneck", "ConvTower", "UpBlock"]
 
@@ -84,11 +84,15 @@ class ConvTower(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features (R, in_channels, H, W) to (R, out_channels); R may be 0."""
-        return self.feature_map(x).mean(dim=(2, 3))
+        return self.pool(self.feature_map(x))
 
     def feature_map(self, x: Tensor) -> Tensor:
         """The last map before the mean over positions: (R, out_channels, H, W)."""
         return self.blocks(x)
+
+    def pool(self, feature_map: Tensor) -> Tensor:
+        """The mean over positions: (R, out_channels, H, W) to (R, out_channels)."""
+        return feature_map.mean(dim=(2, 3))
 
     @property
     def output_shape(self) -> ShapeSpec:
@@ -97,9 +101,9 @@ class ConvTower(nn.Module):
 
 def _check_num_blocks(num_blocks: int, with_nonlocal: bool) -> None:
     if num_blocks < 1:
-        raise ValueError(f"A convolution tower needs at least 1 block, got {num_blocks}.")
+        raise UserError(f"A convolution tower needs at least 1 block, got {num_blocks}.")
     if with_nonlocal and (num_blocks < 3 or num_blocks % 2 == 0):
-        raise ValueError(
+        raise UserError(
             f"A convolution tower of {num_blocks} blocks cannot alternate residual and non-local "
             "blocks: choose an odd number of at least 3, or no non-local blocks."
         )

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clsloc.errors import UserError
 from clsloc.layers.conv_norm import ConvNorm
 
 __all__ = ["NonLocalBlock"]
@@ -50,14 +51,14 @@ class NonLocalBlock(nn.Module):
     ):
         super().__init__()
         if inter_channels % groups:
-            raise ValueError(
+            raise UserError(
                 f"{inter_channels} inner channels of a non-local block do not divide into "
                 f"{groups} groups: choose a multiple."
             )
         if normalize not in NORMALIZE:
-            raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
+            raise UserError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
         if zero_init not in ZERO_INIT:
-            raise ValueError(f"zero_init must be one of {', '.join(ZERO_INIT)}, got {zero_init!r}.")
+            raise UserError(f"zero_init must be one of {', '.join(ZERO_INIT)}, got {zero_init!r}.")
         self.groups = groups
         self.normalize = normalize
         self.relu = relu

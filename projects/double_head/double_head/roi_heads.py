@@ -1,0 +1,203 @@
+"""RoI heads of Double-Head and Double-Head-Ext."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from clsloc.errors import UserError
+from clsloc.lazy import rows_of_batch, surviving_rows, take_rows
+from clsloc.poolers import ScaledROIPooler
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import StandardROIHeads, build_box_head
+from detectron2.structures import Instances
+from double_head.conv_head import DoubleHeadConvHead
+from double_head.output_layers import DoubleHeadOutputLayers
+from double_head.plan import HeadPlan, kind_of, resolve_test_sources
+
+__all__ = ["DoubleHeadROIHeads", "RawOutputs"]
+
+
+@dataclass
+class RawOutputs:
+    """
+    What all towers say about given boxes; R rows everywhere, in the order of the boxes.
+
+    Attributes:
+        predictions: class logits (R, K+1) and box deltas (R, 4K), by the predictor's name.
+        pooled: input of each tower, (R, C, H, W), by the tower's name.
+        conv_maps: last map of each conv tower before its mean over positions, (R, CONV_DIM, H, W).
+    """
+
+    predictions: dict[str, Tensor]
+    pooled: dict[str, Tensor]
+    conv_maps: dict[str, Tensor]
+
+
+@ROI_HEADS_REGISTRY.register()
+class DoubleHeadROIHeads(StandardROIHeads):
+    """
+    An fc tower and a conv tower for the two tasks of detection ("Rethinking Classification and
+    Localization for Object Detection", CVPR 2020).
+
+    Differs from `StandardROIHeads` in the box branch alone: `box_head` is a dict of towers, each
+    with its own scale of the pooling window, `box_predictor` holds up to four predictors.
+    """
+
+    @configurable
+    def __init__(
+        self, *, roi_scales: dict[str, float], lazy_localisation: bool = True, **kwargs: Any
+    ):
+        """
+        Args:
+            roi_scales: factor on the proposals before pooling for towers of kind "fc" and "conv".
+            lazy_localisation: at inference, give the tower that regresses boxes only the RoIs
+                that pass the score threshold, where the scores do not need this tower.
+            kwargs: arguments of `StandardROIHeads`.
+        """
+        super().__init__(**kwargs)
+        self.roi_scales = roi_scales
+        self.lazy_localisation = lazy_localisation
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
+            raise UserError(
+                "Double-Head has no single box to train on: set "
+                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES to False."
+            )
+        node = cfg.MODEL.DOUBLE_HEAD
+        return super().from_config(cfg, input_shape) | {
+            "roi_scales": {"fc": node.FC_ROI_SCALE, "conv": node.CONV_ROI_SCALE},
+            "lazy_localisation": cfg.CLSLOC.LAZY_LOCALISATION,
+        }
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        pooler = ScaledROIPooler(
+            output_size=resolution,
+            scales=tuple(1.0 / input_shape[name].stride for name in in_features),
+            sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+            pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
+        )
+        shape = ShapeSpec(
+            channels=input_shape[in_features[0]].channels, height=resolution, width=resolution
+        )
+        builders = {"fc": build_box_head, "conv": DoubleHeadConvHead}
+        towers = nn.ModuleDict(
+            {name: builders[kind_of(name)](cfg, shape) for name in HeadPlan.from_config(cfg).towers}
+        )
+        shapes = {name: tower.output_shape for name, tower in towers.items()}
+        return {
+            "box_in_features": in_features,
+            "box_pooler": pooler,
+            "box_head": towers,
+            "box_predictor": DoubleHeadOutputLayers(cfg, shapes),
+        }
+
+    def _forward_box(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Losses in training, detections at inference."""
+        plan = self.box_predictor.plan
+        if self.training:
+            pooled = self._pool(features, proposals, plan.towers)
+            outputs = self._run_towers(pooled, plan.loss_weights)
+            return self.box_predictor.losses(outputs.predictions, proposals)
+        if self.lazy_localisation and plan.scores_without_box_tower:
+            return self._detect_lazily(features, proposals)
+        needed = [*plan.classifiers, plan.regressor]
+        pooled = self._pool(features, proposals, map(plan.tower_of, needed))
+        return self.detect(self._run_towers(pooled, needed).predictions, proposals)
+
+    def _detect_lazily(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> list[Instances]:
+        """Score all proposals, localise those that pass the threshold."""
+        predictor, plan = self.box_predictor, self.box_predictor.plan
+        pooled = self._pool(features, proposals, map(plan.tower_of, plan.classifiers))
+        scores = self._run_towers(pooled, plan.classifiers).predictions
+        probs = predictor.predict_probs(scores, proposals)
+        rows = surviving_rows(probs, predictor.test_score_thresh)
+        survivors = take_rows(proposals, rows)
+
+        box_tower = plan.tower_of(plan.regressor)
+        scale = self._scale_of(box_tower)
+        if scale in pooled:
+            pooled = {scale: pooled[scale][rows_of_batch(rows, [len(p) for p in proposals])]}
+        else:
+            pooled = self._pool(features, survivors, [box_tower])
+        deltas = self._run_towers(pooled, [plan.regressor]).predictions
+        boxes = predictor.predict_boxes(deltas, survivors)
+        return predictor.inference(boxes, take_rows(probs, rows), survivors)[0]
+
+    def detect(
+        self,
+        predictions: dict[str, Tensor],
+        proposals: list[Instances],
+        score: str | None = None,
+        box: str | None = None,
+    ) -> list[Instances]:
+        """
+        Detections from raw predictions, for any evaluation mode of Figure 8.
+
+        Args:
+            predictions: of `raw_outputs`.
+            proposals: the boxes that they belong to.
+            score, box: sources of scores and boxes, see `HeadPlan`; by default what the config
+                asks for.
+
+        Raises:
+            UserError: if a source is not trained.
+        """
+        plan = self.box_predictor.plan
+        score, box = resolve_test_sources(plan.loss_weights, score or plan.score, box or plan.box)
+        probs = self.box_predictor.predict_probs(predictions, proposals, score)
+        boxes = self.box_predictor.predict_boxes(predictions, proposals, box)
+        return self.box_predictor.inference(boxes, probs, proposals)[0]
+
+    def raw_outputs(self, features: dict[str, Tensor], proposals: list[Instances]) -> RawOutputs:
+        """
+        Run every tower and predictor once on the given boxes.
+
+        Args:
+            features: maps of the backbone.
+            proposals: per image, with `proposal_boxes`; any boxes, also none.
+        """
+        plan = self.box_predictor.plan
+        pooled = self._pool(features, proposals, plan.towers)
+        return self._run_towers(pooled, plan.loss_weights)
+
+    def _scale_of(self, tower: str) -> float:
+        return self.roi_scales[kind_of(tower)]
+
+    def _pool(
+        self, features: dict[str, Tensor], proposals: list[Instances], towers: Iterable[str]
+    ) -> dict[float, Tensor]:
+        """Pool the proposals once for each scale that the towers look at: {scale: (R, C, H, W)}."""
+        maps = [features[name] for name in self.box_in_features]
+        boxes = [p.proposal_boxes for p in proposals]
+        scales = dict.fromkeys(map(self._scale_of, towers))
+        return {scale: self.box_pooler(maps, boxes, scale) for scale in scales}
+
+    def _run_towers(self, pooled: dict[float, Tensor], predictors: Iterable[str]) -> RawOutputs:
+        """Run the predictors with these names, and each tower that they read once."""
+        outputs = RawOutputs({}, {}, {})
+        vectors: dict[str, Tensor] = {}
+        for name in predictors:
+            tower = self.box_predictor.plan.tower_of(name)
+            if tower not in vectors:
+                outputs.pooled[tower] = x = pooled[self._scale_of(tower)]
+                head = self.box_head[tower]
+                if kind_of(tower) == "conv":
+                    outputs.conv_maps[tower] = x = head.feature_map(x)
+                    vectors[tower] = head.pool(x)
+                else:
+                    vectors[tower] = head(x)
+            outputs.predictions[name] = self.box_predictor(name, vectors[tower])
+        return outputs
