@@ -1,0 +1,113 @@
+"""Registers datasets by name from plain lists, as often as one likes and in any process.
+
+Nothing is read before a dataset is loaded, so a stored config may name datasets that do not exist
+on the machine where it is used for prediction.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from clsloc.data.voc import load_voc_folder, voc_class_names
+from clsloc.errors import UserError
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+Loader = Callable[[], list[dict[str, Any]]]
+
+
+def register_datasets(specs: Iterable[Sequence[Any]]) -> None:
+    """Register every dataset of a list such as ``cfg.CLSLOC.DATASETS``.
+
+    Args:
+        specs: lists ``[name, "coco", json_file, image_root]``, ``[name, "voc", directory, split]``
+            or ``[name, "voc", directory, split, class_names]``.
+
+    Raises:
+        UserError: a list has another form, or its name is taken by another dataset.
+    """
+    for spec in specs:
+        match list(spec):
+            case [str() as name, "coco", str() as json_file, str() as image_root]:
+                register_coco(name, json_file, image_root)
+            case [str() as name, "voc", str() as directory, str() as split]:
+                register_voc(name, directory, split)
+            case [str() as name, "voc", str() as directory, str() as split, [*class_names]]:
+                register_voc(name, directory, split, class_names)
+            case _:
+                raise UserError(
+                    f"The dataset {spec!r} cannot be registered; write [name, 'coco', json_file, "
+                    "image_root] or [name, 'voc', directory, split]."
+                )
+
+
+def register_coco(name: str, json_file: str, image_root: str) -> None:
+    """Register a COCO JSON file and the folder from which its ``file_name`` entries count.
+
+    The category ids may have gaps; predictions are written with the dataset's own ids.
+    """
+    load = functools.partial(_load_coco, name, json_file, image_root)
+    register_once(name, load, json_file=json_file, image_root=image_root, evaluator_type="coco")
+
+
+def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
+    _check_exists(name, json_file, os.path.isfile)
+    _check_exists(name, image_root, os.path.isdir)
+    return load_coco_json(json_file, image_root, name)
+
+
+def register_voc(
+    name: str, directory: str, split: str, class_names: Sequence[str] | None = None
+) -> None:
+    """Register a folder in the layout of PASCAL VOC.
+
+    Args:
+        name: the name of the dataset.
+        directory: holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+        split: the list ``ImageSets/Main/<split>.txt``.
+        class_names: the classes in the order of their indices; all classes of the folder
+            ``Annotations`` in alphabetical order if None, so that all splits agree.
+    """
+    load = functools.partial(_load_voc, name, directory, split, class_names)
+    register_once(name, load, dirname=directory, split=split, evaluator_type="coco")
+
+
+def _load_voc(
+    name: str, directory: str, split: str, class_names: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    for part in ("Annotations", "JPEGImages"):
+        _check_exists(name, os.path.join(directory, part), os.path.isdir)
+    _check_exists(
+        name, os.path.join(directory, "ImageSets", "Main", f"{split}.txt"), os.path.isfile
+    )
+    classes = list(class_names or voc_class_names(directory))
+    MetadataCatalog.get(name).set(thing_classes=classes)
+    return load_voc_folder(directory, split, classes)
+
+
+def register_once(name: str, load: Loader, **metadata: Any) -> None:
+    """Register ``load`` under ``name`` unless that was done before with equal metadata.
+
+    Raises:
+        UserError: the name belongs to a dataset with other metadata.
+    """
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(**metadata)
+        return
+    known = MetadataCatalog.get(name).as_dict()
+    for key, value in metadata.items():
+        if known.get(key) != value:
+            raise UserError(
+                f"The dataset name {name!r} is taken: its {key} is {known.get(key)!r}, not "
+                f"{value!r}; choose another name."
+            )
+
+
+def _check_exists(name: str, path: str, exists: Callable[[str], bool]) -> None:
+    if not exists(path):
+        raise UserError(
+            f"The dataset {name!r} needs {path!r}, which does not exist; correct the path in "
+            "CLSLOC.DATASETS or in the flag."
+        )

@@ -1,0 +1,98 @@
+"""What every training program does: train, or evaluate with --eval-only."""
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from clsloc.engine.config_file import resolve_config_file
+from clsloc.engine.projects import ConfigFunction
+from clsloc.engine.results import write_results
+from clsloc.engine.setup import setup_cfg
+from clsloc.engine.trainer import Trainer
+from clsloc.errors import UserError
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+
+def run(args: argparse.Namespace, *config_functions: ConfigFunction) -> None:
+    """Call :func:`main` in as many processes as the flags say; on CPUs these use gloo.
+
+    A :class:`~clsloc.errors.UserError` in any of them ends the program with its sentence on stderr
+    and status 2.
+
+    Args:
+        args: from :func:`clsloc.engine.argument_parser`.
+        config_functions: see :func:`clsloc.engine.projects.add_project_configs`.
+    """
+    try:
+        launch(
+            _main_or_exit,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, *config_functions),
+        )
+    except ProcessExitedException as error:
+        sys.exit(error.exit_code)
+
+
+def _main_or_exit(args: argparse.Namespace, *config_functions: ConfigFunction) -> None:
+    try:
+        main(args, *config_functions)
+    except UserError as error:
+        if comm.get_rank() > 0:
+            # All processes mostly fail for one reason at one time; the first one's exit ends
+            # these, and the sentence appears once.
+            time.sleep(2)
+        sys.stderr.write(f"{error}\n")
+        sys.exit(UserError.EXIT_STATUS)
+
+
+def main(args: argparse.Namespace, *config_functions: ConfigFunction) -> dict[str, Any]:
+    """Train and evaluate, or with ``args.eval_only`` evaluate, in this process.
+
+    Returns:
+        The metrics as ``Trainer.test`` returns them; they also stand in ``results.json`` in
+        OUTPUT_DIR.
+    """
+    cfg = _prepare(args, config_functions)
+    if args.eval_only:
+        return _evaluate(cfg, args.resume)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def _prepare(args: argparse.Namespace, config_functions: tuple[ConfigFunction, ...]) -> CfgNode:
+    rank = comm.get_rank()
+    setup_logger(distributed_rank=rank, name="clsloc")
+    if args.config_file:
+        args.config_file = resolve_config_file(args.config_file)  # default_setup logs its text
+    cfg = setup_cfg(args, config_functions=config_functions)
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        # Every process would otherwise start a thread for each core.
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_world_size()))
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, rank, name="clsloc", configure_stdout=False)
+    return cfg
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    start = time.perf_counter()
+    model = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    write_results(
+        os.path.join(cfg.OUTPUT_DIR, "results.json"), results, seconds=time.perf_counter() - start
+    )
+    return results

@@ -1,0 +1,101 @@
+"""From a config file, flags and overrides to the config that every tool works with."""
+
+import argparse
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from clsloc.config import add_core_config
+from clsloc.data import register_datasets, register_digits
+from clsloc.engine.config_file import load_config_file, resolve_config_file
+from clsloc.engine.projects import ConfigFunction, add_project_configs
+from clsloc.errors import UserError
+from detectron2.config import CfgNode, get_cfg
+
+logger = logging.getLogger(__name__)
+
+
+def setup_cfg(
+    args: argparse.Namespace | None = None,
+    *,
+    config_file: str = "",
+    overrides: Sequence[str] = (),
+    config_functions: Iterable[ConfigFunction] = (),
+    freeze: bool = True,
+) -> CfgNode:
+    """The config of a run; the datasets that it names are registered on the way.
+
+    Later sources win: Detectron2's defaults, the nodes of the core and of all projects, the
+    config file, the overrides.
+
+    Args:
+        args: what :func:`clsloc.engine.argument_parser` parsed; its ``config_file``, ``opts``,
+            ``coco`` and ``voc`` are read where present.
+        config_file: a path or a model-zoo name, used when ``args`` names none; the defaults
+            alone when empty.
+        overrides: ``[key, value, key, value, ...]``, merged after those of ``args``.
+        config_functions: see :func:`clsloc.engine.projects.add_project_configs`.
+        freeze: make the config immutable.
+
+    Raises:
+        UserError: a file or key does not exist, or a value has the wrong type.
+    """
+    cfg = get_cfg()
+    add_core_config(cfg)
+    add_project_configs(cfg, config_functions)
+    config_file = getattr(args, "config_file", "") or config_file
+    if config_file:
+        _merge_file(cfg, resolve_config_file(config_file))
+    _merge_overrides(cfg, [*(getattr(args, "opts", None) or ()), *overrides])
+    _add_dataset_flags(cfg, args)
+    _fall_back_to_cpu(cfg)
+    register_digits()
+    register_datasets(cfg.CLSLOC.DATASETS)
+    if freeze:
+        cfg.freeze()
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, path: str) -> None:
+    content = load_config_file(path)
+    version = content.get("VERSION", cfg.VERSION)
+    if version != cfg.VERSION:
+        raise UserError(
+            f"The config file {path!r} has VERSION {version}; rewrite it for {cfg.VERSION}."
+        )
+    try:
+        cfg.merge_from_other_cfg(CfgNode(content))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"The config file {path!r} does not fit: {_sentence(error)}") from error
+
+
+def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
+    if len(overrides) % 2:
+        raise UserError(f"Overrides come as KEY VALUE pairs, but {overrides[-1]!r} stands alone.")
+    try:
+        cfg.merge_from_list(overrides)
+    except (KeyError, ValueError, AssertionError) as error:
+        given = " ".join(map(str, overrides))
+        raise UserError(f"The overrides {given!r} do not fit: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    return str(error.args[0] if error.args else error).rstrip(".") + "."
+
+
+def _add_dataset_flags(cfg: CfgNode, args: argparse.Namespace | None) -> None:
+    # The stored config has to name these datasets too, so that evaluation and prediction find
+    # them again.
+    for layout in ("coco", "voc"):
+        for name, *where in getattr(args, layout, None) or ():
+            cfg.CLSLOC.DATASETS.append([name, layout, *where])
+
+
+def _fall_back_to_cpu(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        logger.info("No CUDA device is available: MODEL.DEVICE is now cpu.")
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        cfg.SOLVER.AMP.ENABLED = False
+        logger.info("Mixed precision needs CUDA: SOLVER.AMP.ENABLED is now False.")

@@ -1,0 +1,68 @@
+"""Average precision at many IoU thresholds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from detectron2.evaluation import COCOEvaluator
+
+METRICS = ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "APs", "APm", "APl")
+
+
+class BoxEvaluator(COCOEvaluator):
+    """Detectron2's COCO evaluator for boxes with more thresholds.
+
+    Its task ``bbox`` has the metrics of ``METRICS`` in this order, in percent, NaN where there is
+    nothing to measure, and on request ``AP-<class>`` for every class. Any dataset of Detectron2
+    can be evaluated: without a JSON file of its own it is converted, anew each time.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        per_class: bool = False,
+        distributed: bool = True,
+    ) -> None:
+        """
+        Args:
+            dataset_name: a registered dataset.
+            output_dir: where ``coco_instances_results.json`` is written, with the dataset's own
+                category ids; needed for a dataset without a JSON file.
+            per_class: report every class, too.
+            distributed: gather the predictions of all processes.
+        """
+        # A converted file may stem from an earlier state of the dataset: never reuse one.
+        super().__init__(dataset_name, ("bbox",), distributed, output_dir, allow_cached_coco=False)
+        self._per_class = per_class
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Adds the thresholds that COCO's summary leaves out."""
+        classes = class_names if self._per_class else None
+        results = super()._derive_coco_results(coco_eval, iou_type, classes)
+        for metric in METRICS:
+            if metric not in results:
+                threshold = int(metric.removeprefix("AP")) / 100
+                results[metric] = ap_at(coco_eval, threshold) if coco_eval else float("nan")
+        return {metric: results.pop(metric) for metric in METRICS} | results
+
+
+def ap_at(coco_eval: Any, iou: float) -> float:
+    """The AP of all classes and object sizes at one IoU threshold.
+
+    Args:
+        coco_eval: a ``COCOeval`` after ``accumulate``.
+        iou: one of its thresholds, up to rounding: COCO's 0.6 and 0.7 are sums of steps.
+
+    Returns:
+        Percent; NaN if no class has an object.
+    """
+    (index,) = np.flatnonzero(np.isclose(coco_eval.params.iouThrs, iou))
+    # Axes: threshold, recall, class, area range (all first), detections per image (most last).
+    precision = coco_eval.eval["precision"][index, :, :, 0, -1]
+    measured = precision[precision > -1]
+    return float(100 * measured.mean()) if measured.size else float("nan")
