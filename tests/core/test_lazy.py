@@ -1,0 +1,54 @@
+import torch
+
+from clsloc.lazy import rows_of_batch, surviving_rows, take_rows
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+
+
+def test_survivors_by_hand():
+    probs = torch.tensor(
+        [
+            [0.30, 0.10, 0.60],
+            [0.05, 0.05, 0.90],  # equal to the threshold is not above it
+            [0.00, 0.06, 0.94],
+            [0.01, 0.02, 0.97],  # the background does not count
+        ]
+    )
+    none = torch.tensor([[0.0, 0.0, 1.0]])
+    rows = surviving_rows([probs, none, torch.zeros(0, 3)], 0.05)
+    assert [r.tolist() for r in rows] == [[0, 2], [], []]
+    assert all(r.dtype == torch.int64 for r in rows)
+
+
+def test_a_row_that_is_not_a_number():
+    nan = float("nan")
+    rows = surviving_rows([torch.tensor([[nan, nan, nan], [0.5, nan, nan]])], 0.05)
+    assert rows[0].tolist() == [1]
+
+
+def test_rows_of_the_batch():
+    rows = [torch.tensor([0, 2]), torch.tensor([], dtype=torch.int64), torch.tensor([1])]
+    assert rows_of_batch(rows, [3, 4, 2]).tolist() == [0, 2, 8]
+    batch = torch.arange(9)
+    per_image = torch.cat(take_rows(batch.split([3, 4, 2]), rows))
+    assert torch.equal(batch[rows_of_batch(rows, [3, 4, 2])], per_image)
+
+
+def test_detections_and_their_rows_are_those_of_all_rows():
+    generator = torch.Generator().manual_seed(0)
+    probs, boxes = [], []
+    for num in (40, 25):
+        probs.append((3 * torch.randn(num, 5, generator=generator)).softmax(dim=1))
+        corners = torch.rand(num, 4, 2, 2, generator=generator) * 100
+        boxes.append(torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=2).flatten(1))
+    args = ([(100, 100)] * 2, 0.3, 0.5, 10)
+    expected, expected_rows = fast_rcnn_inference(boxes, probs, *args)
+
+    rows = surviving_rows(probs, 0.3)
+    assert 0 < len(rows[0]) < 40
+    found, kept = fast_rcnn_inference(take_rows(boxes, rows), take_rows(probs, rows), *args)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        assert torch.equal(a.scores, b.scores)
+        assert torch.equal(a.pred_classes, b.pred_classes)
+    for a, b in zip(take_rows(rows, kept), expected_rows, strict=True):
+        assert torch.equal(a, b)
