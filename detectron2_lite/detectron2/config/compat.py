@@ -16,9 +16,9 @@ def upgrade_config(cfg: CfgNode, to_version: int | None = None) -> CfgNode:
 
     ``cfg.VERSION`` must exist. Raises NotImplementedError where keys would have to be renamed.
     """
-    target = _C.VERSION if to_version is None else to_version
-    assert cfg.VERSION <= target, (
-        f"A config of version {cfg.VERSION} cannot be upgraded to the older version {target}; "
+    version, target = cfg.VERSION, _C.VERSION if to_version is None else to_version
+    assert version <= target, (
+        f"A config of version {version} cannot be upgraded to the older version {target}; "
         "use downgrade_config."
     )
     return _same_version(cfg, target, "upgrade_config")
@@ -29,8 +29,9 @@ def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
 
     Raises NotImplementedError where keys would have to be renamed.
     """
-    assert cfg.VERSION >= to_version, (
-        f"A config of version {cfg.VERSION} cannot be downgraded to the newer version "
+    version = cfg.VERSION
+    assert version >= to_version, (
+        f"A config of version {version} cannot be downgraded to the newer version "
         f"{to_version}; use upgrade_config."
     )
     return _same_version(cfg, to_version, "downgrade_config")
@@ -44,9 +45,8 @@ def guess_version(cfg: CfgNode, filename: str) -> int:
     return _C.VERSION
 
 
-def _same_version(cfg: CfgNode, version: int, function: str) -> CfgNode:
-    if cfg.VERSION != version:
-        raise left_out_error(
-            f"detectron2.config.{function} from version {cfg.VERSION} to {version}"
-        )
+def _same_version(cfg: CfgNode, target: int, function: str) -> CfgNode:
+    version = cfg.VERSION
+    if version != target:
+        raise left_out_error(f"detectron2.config.{function} from version {version} to {target}")
     return cfg.clone()

@@ -107,11 +107,10 @@ def configurable(
     is a config. Keywords that ``from_config`` does not name go to the decorated callable.
     """
     if init_func is not None:
-        assert (
-            from_config is None
-            and inspect.isfunction(init_func)
-            and init_func.__name__ == "__init__"
-        ), f"@configurable without arguments decorates an __init__ method, not {init_func!r}."
+        assert from_config is None, "@configurable takes either a method or from_config, not both."
+        assert inspect.isfunction(init_func) and init_func.__name__ == "__init__", (
+            f"@configurable without arguments decorates an __init__ method, not {init_func!r}."
+        )
         return _configurable_init(init_func)
     if from_config is None:
         return configurable

@@ -6,7 +6,7 @@ rotated anchors) stand here too, so that any config file merges and a dump can b
 
 from __future__ import annotations
 
-from detectron2.config.config import CfgNode as CN
+from detectron2.config.config import CfgNode
 
 _BACKBONES = {
     "BACKBONE": {
@@ -285,7 +285,7 @@ _TEST = {
     "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
 }
 
-_C = CN(
+_C = CfgNode(
     {
         "VERSION": 2,  # of the format of config files
         "MODEL": _MODEL,
