@@ -2,8 +2,9 @@
 
 import logging
 from collections import UserDict
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Callable, List
+from typing import Any
 
 __all__ = ["DatasetCatalog", "MetadataCatalog", "Metadata"]
 
@@ -38,7 +39,7 @@ class _DatasetCatalog(UserDict):
             )
         return self[name]()
 
-    def list(self) -> List[str]:
+    def list(self) -> list[str]:
         """The names of all registered datasets, in order of registration."""
         return [*self]
 
@@ -116,7 +117,7 @@ class _MetadataCatalog(UserDict):
             self[name] = Metadata(name=name)
         return self[name]
 
-    def list(self) -> List[str]:
+    def list(self) -> list[str]:
         """The names of all datasets that have metadata."""
         return [*self]
 

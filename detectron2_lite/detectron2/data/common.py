@@ -5,8 +5,9 @@ import itertools
 import logging
 import pickle
 import random
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from typing import Any, Callable, Iterable, Iterator, List, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class _MapIterableDataset(data.IterableDataset):
-    """What :class:`MapDataset` becomes for an iterable dataset; items mapped to None are left out."""
+    """What :class:`MapDataset` is for an iterable dataset; skips items that are mapped to None."""
 
     def __init__(self, dataset: data.IterableDataset, map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
@@ -119,7 +120,7 @@ class DatasetFromList(data.Dataset):
     """A list as a map-style dataset."""
 
     def __init__(
-        self, lst: list, copy: bool = True, serialize: Union[bool, Callable[[list], Any]] = True
+        self, lst: list, copy: bool = True, serialize: bool | Callable[[list], Any] = True
     ) -> None:
         """
         Args:
@@ -204,9 +205,9 @@ class AspectRatioGroupedDataset(data.IterableDataset):
         """
         self.dataset = dataset
         self.batch_size = batch_size
-        self._buckets: List[List[dict]] = [[], []]  # wide, not wide
+        self._buckets: list[list[dict]] = [[], []]  # wide, not wide
 
-    def __iter__(self) -> Iterator[List[dict]]:
+    def __iter__(self) -> Iterator[list[dict]]:
         for item in self.dataset:
             bucket = self._buckets[0 if item["width"] > item["height"] else 1]
             bucket.append(item)

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from typing import Dict, Iterator, List, Optional
+from collections.abc import Iterator
 
 import torch
 from torch.utils.data.sampler import Sampler
@@ -31,7 +31,7 @@ class _SharedStreamSampler(Sampler):
     Process r of W yields items r, r + W, r + 2W, ... of the stream.
     """
 
-    def __init__(self, shuffle: bool, seed: Optional[int]) -> None:
+    def __init__(self, shuffle: bool, seed: int | None) -> None:
         self._shuffle = shuffle
         self._seed = comm.shared_random_seed() if seed is None else int(seed)
         self._rank = comm.get_rank()
@@ -56,7 +56,7 @@ class _SharedStreamSampler(Sampler):
 class TrainingSampler(_SharedStreamSampler):
     """An endless stream in which each epoch holds every index once."""
 
-    def __init__(self, size: int, shuffle: bool = True, seed: Optional[int] = None) -> None:
+    def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
         """
         Args:
             size: the number of samples in the dataset.
@@ -82,8 +82,8 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         size: int,
         subset_ratio: float,
         shuffle: bool = True,
-        seed_shuffle: Optional[int] = None,
-        seed_subset: Optional[int] = None,
+        seed_shuffle: int | None = None,
+        seed_subset: int | None = None,
     ) -> None:
         """
         Args:
@@ -113,7 +113,7 @@ class RepeatFactorTrainingSampler(_SharedStreamSampler):
     """
 
     def __init__(
-        self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: Optional[int] = None
+        self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: int | None = None
     ) -> None:
         """
         Args:
@@ -126,7 +126,7 @@ class RepeatFactorTrainingSampler(_SharedStreamSampler):
 
     @staticmethod
     def repeat_factors_from_category_frequency(
-        dataset_dicts: List[dict], repeat_thresh: float, sqrt: bool = True
+        dataset_dicts: list[dict], repeat_thresh: float, sqrt: bool = True
     ) -> torch.Tensor:
         """Repeat factors that show rare categories more often (LVIS, arXiv:1908.03195, App. B.2).
 
@@ -144,7 +144,7 @@ class RepeatFactorTrainingSampler(_SharedStreamSampler):
         """
         categories = [{ann["category_id"] for ann in d["annotations"]} for d in dataset_dicts]
         images_with = Counter(itertools.chain.from_iterable(categories))
-        factors: Dict[int, float] = {}
+        factors: dict[int, float] = {}
         for category, count in sorted(images_with.items()):
             frequency = count / len(dataset_dicts)
             factor = repeat_thresh / frequency
@@ -175,9 +175,7 @@ class InferenceSampler(Sampler):
         """
         assert size > 0, f"An InferenceSampler needs a dataset of at least 1 sample, got {size}."
         self._size = size
-        self._local_indices = self._get_local_indices(
-            size, comm.get_world_size(), comm.get_rank()
-        )
+        self._local_indices = self._get_local_indices(size, comm.get_world_size(), comm.get_rank())
 
     @staticmethod
     def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:

@@ -1,6 +1,6 @@
 """Batches of indices that all belong to one group."""
 
-from typing import Iterator, List, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data.sampler import BatchSampler, Sampler
 
@@ -28,7 +28,7 @@ class GroupedBatchSampler(BatchSampler):
         self.batch_size = batch_size
         self.buffer_per_group = {group: [] for group in set(self.group_ids)}
 
-    def __iter__(self) -> Iterator[List[int]]:
+    def __iter__(self) -> Iterator[list[int]]:
         for index in self.sampler:
             group = self.group_ids[index]
             pending = self.buffer_per_group[group]
