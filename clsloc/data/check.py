@@ -1,0 +1,299 @@
+"""Finds what would break or mislead training in the annotations of a dataset.
+
+Works on the content of a COCO JSON file as it is, before any loader has repaired or dropped
+something. Boxes are [x, y, width, height] in pixels. M annotations stand for the rows of arrays.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Content = dict[str, Any]
+
+_TOP_KEYS = ("images", "annotations", "categories")
+_IMAGE_KEYS = ("id", "file_name", "width", "height")
+_ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+_ROTATED_BY_EXIF = {5, 6, 7, 8}  # orientations that swap width and height
+_EXIF_ORIENTATION = 0x0112
+_SLACK = 1.0  # pixels by which a box may leave its image: rounding, or counting from 1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found.
+
+    Attributes:
+        kind: a short stable name, such as ``degenerate_boxes``.
+        severity: ``error`` (training fails or is misled), ``warning`` (look at it) or ``note``.
+        count: how many.
+        sentence: for a person.
+    """
+
+    kind: str
+    severity: str
+    count: int
+    sentence: str
+
+
+def check_coco(content: Content, image_root: str | None = None) -> list[Finding]:
+    """Everything that can be seen without opening an image.
+
+    Args:
+        content: of a COCO JSON file.
+        image_root: the folder of the images; None: do not look for them.
+    """
+    missing = [key for key in _TOP_KEYS if not isinstance(content.get(key), list)]
+    if missing:
+        names = " and ".join(map(repr, missing))
+        sentence = f"The file has no list {names}; without it nothing can be trained or scored."
+        return [Finding("missing_top_keys", "error", len(missing), sentence)]
+    parts: list[Callable[[], Iterable[Finding]]] = [
+        lambda: _missing_keys(content),
+        lambda: _categories(content["categories"]),
+        lambda: _ids(content),
+        lambda: _boxes(content),
+    ]
+    findings = [finding for part in parts for finding in part()]
+    if image_root is not None:
+        findings += _missing_files(content["images"], image_root)
+    return findings
+
+
+def check_images(content: Content, image_root: str, threads: int = 8) -> list[Finding]:
+    """What can be seen only by opening the images: damage, other sizes, EXIF rotation."""
+    images = [image for image in content["images"] if "file_name" in image]
+
+    def look(image: dict[str, Any]) -> str | None:
+        return _look_at_image(image, Path(image_root, image["file_name"]))
+
+    with ThreadPoolExecutor(threads) as pool:
+        kinds = list(pool.map(look, images))
+    sentences = {
+        "unreadable_images": ("error", "cannot be opened"),
+        "size_mismatches": ("error", "have another size than the file says"),
+        "exif_rotations": (
+            "warning",
+            "are stored rotated (EXIF); the boxes must be those of the upright image",
+        ),
+    }
+    return [
+        _finding(kind, severity, [i["file_name"] for i, k in zip(images, kinds) if k == kind], text)
+        for kind, (severity, text) in sentences.items()
+        if kind in kinds
+    ]
+
+
+def check_same_classes(name: str, content: Content, other: str, other_content: Content) -> list:
+    """Whether two parts of a dataset have the same categories under the same ids."""
+    first, second = (
+        {category.get("id"): category.get("name") for category in part.get("categories", [])}
+        for part in (content, other_content)
+    )
+    differing = sorted(
+        (key for key in first.keys() | second.keys() if first.get(key) != second.get(key)), key=str
+    )
+    if not differing:
+        return []
+    shown = "; ".join(
+        f"id {key} is {first.get(key, 'missing')!r} and {second.get(key, 'missing')!r}"
+        for key in differing[:5]
+    )
+    sentence = f"The categories of {name} and {other} differ: {shown}."
+    return [Finding("different_categories", "error", len(differing), sentence)]
+
+
+def category_table(categories: Sequence[dict[str, Any]]) -> list[tuple[int, str, int]]:
+    """(id, name, index that the model uses) of each category, by rising id as Detectron2 does."""
+    rows = sorted((c["id"], str(c.get("name"))) for c in categories if "id" in c)
+    return [(key, name, index) for index, (key, name) in enumerate(rows)]
+
+
+def _missing_keys(content: Content) -> Iterable[Finding]:
+    remedy = "; --fix fills in what can be known"
+    for part, keys in (("images", _IMAGE_KEYS), ("annotations", _ANNOTATION_KEYS)):
+        for key in keys:
+            count = sum(key not in item for item in content[part])
+            if count:
+                sentence = f"{count} of {len(content[part])} {part} have no {key!r}{remedy}."
+                yield Finding(f"missing_{part}_{key}", "error", count, sentence)
+
+
+def _categories(categories: Sequence[dict[str, Any]]) -> Iterable[Finding]:
+    if not categories:
+        yield Finding("no_categories", "error", 0, "The list of categories is empty.")
+        return
+    ids = [category.get("id") for category in categories]
+    for kind, values in (("ids", ids), ("names", [c.get("name") for c in categories])):
+        twice = _repeated(values)
+        if twice:
+            sentence = f"Several categories have the same {kind[:-1]}: {_some(twice)}."
+            yield Finding(f"duplicate_category_{kind}", "error", len(twice), sentence)
+    numbers = sorted(value for value in ids if isinstance(value, int))
+    if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        sentence = (
+            f"The category ids run from {numbers[0]} to {numbers[-1]} with gaps; the model counts "
+            "from 0 by rising id, and predictions are written with the original ids."
+        )
+        yield Finding("category_id_gaps", "note", numbers[-1] - numbers[0] + 1 - len(ids), sentence)
+
+
+def _ids(content: Content) -> Iterable[Finding]:
+    images = {image.get("id") for image in content["images"]}
+    categories = {category.get("id") for category in content["categories"]}
+    annotations = content["annotations"]
+    for part in ("images", "annotations"):
+        twice = _repeated([item["id"] for item in content[part] if "id" in item])
+        if twice:
+            sentence = f"Several {part} have the same id: {_some(twice)}."
+            yield Finding(f"duplicate_{part}_ids", "error", len(twice), sentence)
+    if any(item.get("id") == 0 for item in annotations):
+        sentence = (
+            "An annotation has the id 0, which COCO's evaluation takes for no match, so that AP "
+            "comes out too low; number from 1 (--fix does)."
+        )
+        yield Finding("annotation_id_zero", "error", 1, sentence)
+    for key, known in (("image_id", images), ("category_id", categories)):
+        bad = [item.get(key) for item in annotations if key in item and item[key] not in known]
+        if bad:
+            what = key.removesuffix("_id").replace("category", "categorie")
+            sentence = f"{len(bad)} annotations refer to {what}s that are not listed: {_some(bad)}."
+            yield Finding(f"unknown_{key}", "error", len(bad), sentence)
+    used = {item.get("image_id") for item in annotations}
+    empty = len(images - used)
+    if empty:
+        sentence = (
+            f"{empty} of {len(images)} images have no object; training leaves them out unless "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False."
+        )
+        yield Finding("empty_images", "note", empty, sentence)
+
+
+def _boxes(content: Content) -> Iterable[Finding]:
+    annotations = [item for item in content["annotations"] if is_box(item.get("bbox"))]
+    broken = len(content["annotations"]) - len(annotations)
+    if broken:
+        sentence = f"{broken} annotations have no box of four numbers."
+        yield Finding("broken_boxes", "error", broken, sentence)
+    if not annotations:
+        yield Finding("no_boxes", "error", 0, "There is no box at all.")
+        return
+    boxes, sizes = box_arrays(content["images"], annotations)
+    names = {image.get("id"): image.get("file_name") for image in content["images"]}
+
+    def located(rows: np.ndarray) -> list[str]:
+        items = (annotations[row] for row in np.flatnonzero(rows)[:3])
+        return [f"{item['bbox']} in {names.get(item.get('image_id'))}" for item in items]
+
+    degenerate = degenerate_rows(boxes)
+    outside = ~degenerate & outside_rows(boxes, sizes)
+    twice = duplicate_rows(annotations)
+    # A corner taken for a size doubles the far corner, at least where x and y are large.
+    corners = ~degenerate & (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes).all(1)
+    if outside.mean() > 0.3 and (outside & corners).sum() > 0.9 * outside.sum():
+        sentence = (
+            f"{outside.sum()} boxes leave their images as [x, y, width, height] and would fit as "
+            "[x0, y0, x1, y1]; COCO's format is the former."
+        )
+        yield Finding("boxes_as_corners", "error", int(outside.sum()), sentence)
+    for kind, rows, text in (
+        ("degenerate_boxes", degenerate, "boxes have no area or a number that is not finite"),
+        ("outside_boxes", outside, "boxes leave their image by more than a pixel"),
+        ("duplicate_boxes", twice, "boxes stand twice, with the same image and category"),
+    ):
+        if rows.any():
+            sentence = f"{rows.sum()} of {len(rows)} {text}, such as {_some(located(rows))}."
+            severity = "error" if kind == "degenerate_boxes" else "warning"
+            yield Finding(kind, severity, int(rows.sum()), sentence)
+
+
+def is_box(value: Any) -> bool:
+    """Whether ``value`` is a list of four numbers."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+    )
+
+
+def box_arrays(
+    images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(M, 4) boxes and the (M, 2) width and height of the image of each, infinite if unknown."""
+    unknown = float("inf")
+    sizes = {i.get("id"): (i.get("width", unknown), i.get("height", unknown)) for i in images}
+    of_each = [sizes.get(item.get("image_id"), (unknown, unknown)) for item in annotations]
+    boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
+    return boxes, np.array(of_each, dtype=np.float64).reshape(-1, 2)
+
+
+def degenerate_rows(boxes: np.ndarray) -> np.ndarray:
+    """(M,) bool: no area, or a number that is not finite."""
+    return ~np.isfinite(boxes).all(1) | ~(boxes[:, 2:] > 0).all(1)
+
+
+def outside_rows(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(M,) bool: leaves the image by more than a pixel."""
+    return (boxes[:, :2] < -_SLACK).any(1) | (boxes[:, :2] + boxes[:, 2:] > sizes + _SLACK).any(1)
+
+
+def duplicate_rows(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(M,) bool: an earlier row has the same image, category and box."""
+    seen: set[tuple] = set()
+    rows = np.zeros(len(annotations), dtype=bool)
+    for row, item in enumerate(annotations):
+        key = (item.get("image_id"), item.get("category_id"), *item["bbox"])
+        rows[row] = key in seen
+        seen.add(key)
+    return rows
+
+
+def _missing_files(images: Sequence[dict[str, Any]], image_root: str) -> list[Finding]:
+    root = Path(image_root)
+    # One listing per folder instead of one look-up per image: network disks are slow.
+    names = [image["file_name"] for image in images if "file_name" in image]
+    listed: dict[Path, set[str]] = {}
+    missing = []
+    for name in names:
+        path = root / name
+        if path.parent not in listed:
+            folder = path.parent
+            listed[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        if path.name not in listed[path.parent]:
+            missing.append(name)
+    if not missing:
+        return []
+    return [_finding("missing_files", "error", missing, f"do not exist in {image_root!r}")]
+
+
+def _look_at_image(image: dict[str, Any], path: Path) -> str | None:
+    try:
+        with Image.open(path) as opened:
+            size = opened.size
+            rotated = opened.getexif().get(_EXIF_ORIENTATION) in _ROTATED_BY_EXIF
+            opened.load()
+    except (OSError, SyntaxError, ValueError):
+        return "unreadable_images"
+    upright = size[::-1] if rotated else size
+    if upright != (image.get("width"), image.get("height")):
+        return "size_mismatches"
+    return "exif_rotations" if rotated else None
+
+
+def _finding(kind: str, severity: str, names: Sequence[str], text: str) -> Finding:
+    sentence = f"{len(names)} images {text}, such as {_some(names)}."
+    return Finding(kind, severity, len(names), sentence)
+
+
+def _repeated(values: Iterable[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _some(values: Sequence[Any], most: int = 3) -> str:
+    distinct = list(dict.fromkeys(map(str, values)))
+    return ", ".join(distinct[:most]) + (", ..." if len(distinct) > most else "")

@@ -1,0 +1,91 @@
+"""Completes the content of a COCO JSON file so that it can be trained on and scored."""
+
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from clsloc.data.check import Content, box_arrays, degenerate_rows, duplicate_rows, is_box
+
+
+def fix_coco(content: Content, image_root: str | None = None) -> tuple[Content, Counter]:
+    """A repaired copy of ``content`` and what was done, counted by a short text.
+
+    Fills in missing keys, numbers annotations from 1 where their ids are missing, zero or
+    repeated, clips boxes to their images, and drops annotations without a proper box, of an
+    unknown image or category, or that stand twice. Sizes of images are read from the files where
+    they are missing. Images stay, also those whose file is gone.
+
+    Args:
+        content: with the lists ``images``, ``annotations`` and ``categories``.
+        image_root: the folder of the images; None: sizes stay missing.
+    """
+    done: Counter = Counter()
+    fixed = {**content, **copy.deepcopy({key: content[key] for key in ("images", "annotations")})}
+    for image in fixed["images"]:
+        if image_root is not None and not (image.get("width") and image.get("height")):
+            done["image sizes read from the files"] += _fill_size(image, Path(image_root))
+    fixed["annotations"] = _keep_proper(fixed, done)
+    _clip(fixed, done)
+    _number(fixed["annotations"], done)
+    for item in fixed["annotations"]:
+        if "iscrowd" not in item:
+            item["iscrowd"] = 0
+            done["iscrowd set to 0"] += 1
+        if "area" not in item:
+            item["area"] = item["bbox"][2] * item["bbox"][3]
+            done["areas computed from the boxes"] += 1
+    return fixed, +done
+
+
+def _fill_size(image: dict[str, Any], root: Path) -> int:
+    try:
+        with Image.open(root / image["file_name"]) as opened:
+            image["width"], image["height"] = ImageOps.exif_transpose(opened).size
+    except (OSError, KeyError):
+        return 0
+    return 1
+
+
+def _keep_proper(content: Content, done: Counter) -> list[dict[str, Any]]:
+    images = {image.get("id") for image in content["images"]}
+    categories = {category.get("id") for category in content["categories"]}
+    kept = []
+    for item in content["annotations"]:
+        if item.get("image_id") not in images or item.get("category_id") not in categories:
+            done["annotations of an unknown image or category dropped"] += 1
+        elif not is_box(item.get("bbox")):
+            done["annotations without a box of four numbers dropped"] += 1
+        else:
+            kept.append(item)
+    boxes, _ = box_arrays(content["images"], kept)
+    degenerate, twice = degenerate_rows(boxes), duplicate_rows(kept)
+    done["boxes without area dropped"] += int(degenerate.sum())
+    done["repeated boxes dropped"] += int((twice & ~degenerate).sum())
+    return [item for item, drop in zip(kept, degenerate | twice) if not drop]
+
+
+def _clip(content: Content, done: Counter) -> None:
+    boxes, sizes = box_arrays(content["images"], content["annotations"])
+    low = np.clip(boxes[:, :2], 0, sizes)
+    high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, sizes)
+    moved = (low != boxes[:, :2]).any(1) | (high != boxes[:, :2] + boxes[:, 2:]).any(1)
+    gone = ~(high > low).all(1)
+    for row in np.flatnonzero(moved & ~gone):
+        item = content["annotations"][row]
+        item["bbox"] = [*low[row].tolist(), *(high[row] - low[row]).tolist()]
+        item.pop("area", None)
+    done["boxes clipped to their images"] += int((moved & ~gone).sum())
+    done["boxes outside of their images dropped"] += int(gone.sum())
+    content["annotations"] = [a for a, drop in zip(content["annotations"], gone) if not drop]
+
+
+def _number(annotations: list[dict[str, Any]], done: Counter) -> None:
+    ids = [item.get("id") for item in annotations]
+    if None in ids or 0 in ids or len(set(ids)) < len(ids):
+        for number, item in enumerate(annotations, start=1):
+            item["id"] = number
+        done["annotations numbered anew from 1"] += len(annotations)

@@ -1,0 +1,175 @@
+"""What is checked before a model is built, where a mistake still has a plain reason."""
+
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+
+from clsloc.errors import UserError
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    RPN_HEAD_REGISTRY,
+)
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+_NAMES_FOR_ALL = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+}
+_NAMES_FOR_TWO_STAGES = {
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+}
+_NO_NAME = ("", "PrecomputedProposals")
+
+# The key from which an architecture reads its number of classes. An architecture of a project
+# says so itself, in a class attribute CLASS_COUNT_KEY.
+_CLASS_COUNT_KEYS = {
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "FCOS": "MODEL.FCOS.NUM_CLASSES",
+}
+
+
+def check_config(cfg: CfgNode, dataset_names: Iterable[str]) -> None:
+    """All checks of this module but that of the schedule.
+
+    Raises:
+        UserError: with the value and the remedy.
+    """
+    check_registry_names(cfg)
+    dataset_names = list(dataset_names)
+    check_dataset_names(dataset_names)
+    check_classes(cfg, dataset_names)
+
+
+def check_registry_names(cfg: CfgNode) -> None:
+    """Every part that the config names exists."""
+    registries = dict(_NAMES_FOR_ALL)
+    if is_two_stage(cfg):
+        registries |= _NAMES_FOR_TWO_STAGES
+    for key, registry in registries.items():
+        name = get_value(cfg, key)
+        if name not in registry and name not in _NO_NAME:
+            known = sorted(known_name for known_name, _ in registry)
+            raise UserError(f"{key} {name!r} is not registered; {did_you_mean(name, known)}.")
+
+
+def check_dataset_names(names: Iterable[str]) -> None:
+    """Every dataset that the config names is registered."""
+    known = DatasetCatalog.list()
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"The dataset {name!r} is not registered; {did_you_mean(name, known)}, or "
+                "register it with --coco NAME JSON IMAGES or --voc NAME DIR SPLIT."
+            )
+
+
+def check_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
+    """The datasets agree on their classes, and the architecture has as many.
+
+    A dataset without class names, such as an unlabelled test set, is passed over. The metadata
+    must have been filled, which some datasets do only when they are loaded.
+    """
+    key = class_count_key(cfg)
+    first_name, first_classes = "", None
+    for name in dataset_names:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if not classes:
+            continue
+        if first_classes is None:
+            first_name, first_classes = name, classes
+        elif list(classes) != list(first_classes):
+            raise UserError(
+                f"The datasets {first_name!r} and {name!r} have different classes, "
+                f"{_listed(first_classes)} and {_listed(classes)}; give both the same list in the "
+                "same order."
+            )
+        if key and get_value(cfg, key) != len(classes):
+            raise UserError(
+                f"{key} is {get_value(cfg, key)} but the dataset {name!r} has {len(classes)} "
+                f"classes, {_listed(classes)}; set {key} {len(classes)}."
+            )
+
+
+def class_count_key(cfg: CfgNode) -> str | None:
+    """The config key from which the architecture of ``cfg`` reads its number of classes, or
+    None where it has no classes or is unknown."""
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    for kind in getattr(architecture, "__mro__", ()):
+        key = kind.__dict__.get("CLASS_COUNT_KEY") or _CLASS_COUNT_KEYS.get(kind.__name__)
+        if key:
+            return key
+    return None
+
+
+def is_two_stage(cfg: CfgNode) -> bool:
+    """Whether the architecture of ``cfg`` has RoI heads."""
+    return class_count_key(cfg) == "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+def log_schedule(cfg: CfgNode, num_images: int) -> None:
+    """Log the training schedule in iterations and in epochs, and what one step takes."""
+    batch, iterations = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER
+    logger.info(
+        "Training on %d images for %d iterations of %d images, %.1f epochs, in %d process(es) of "
+        "%d image(s) each; learning rate %g.",
+        num_images,
+        iterations,
+        batch,
+        iterations * batch / max(num_images, 1),
+        comm.get_world_size(),
+        batch // comm.get_world_size(),
+        cfg.SOLVER.BASE_LR,
+    )
+
+
+def check_learning_rate(cfg: CfgNode, configured: CfgNode) -> None:
+    """Warn where the batch was changed on the command line and the learning rate was not.
+
+    Args:
+        cfg: as it is used.
+        configured: as the config file has it, without overrides.
+    """
+    batch, meant = cfg.SOLVER.IMS_PER_BATCH, configured.SOLVER.IMS_PER_BATCH
+    rate = cfg.SOLVER.BASE_LR
+    if batch != meant and rate == configured.SOLVER.BASE_LR and not cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        logger.warning(
+            "SOLVER.BASE_LR %g was chosen for batches of %d images, and SOLVER.IMS_PER_BATCH is "
+            "now %d; consider SOLVER.BASE_LR %g, or set SOLVER.REFERENCE_WORLD_SIZE to the number "
+            "of processes that the config was made for, which scales both and the schedule.",
+            rate,
+            meant,
+            batch,
+            rate * batch / meant,
+        )
+
+
+def get_value(cfg: CfgNode, key: str) -> object:
+    """The value under a dotted key."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """``did you mean 'a'?`` in the form of a remedy: the most similar names, else all."""
+    similar = difflib.get_close_matches(name, known, n=3)
+    return "did you mean " + " or ".join(similar) if similar else f"choose from {_listed(known)}"
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    rest = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + rest

@@ -1,0 +1,202 @@
+"""Each mistake in a dataset is found, named and, where it can be, repaired."""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clsloc.cli import run
+from clsloc.data.check import category_table, check_coco, check_images, check_same_classes
+from clsloc.data.fix import fix_coco
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_dataset.py"
+
+
+def content() -> dict:
+    """Two images of 40 x 30, three boxes, categories 3 and 4."""
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 30} for i in (1, 2)],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10]},
+            {"id": 2, "image_id": 1, "category_id": 4, "bbox": [5, 5, 10, 10]},
+            {"id": 3, "image_id": 2, "category_id": 3, "bbox": [30, 20, 10, 10]},
+        ],
+        "categories": [{"id": 4, "name": "dog"}, {"id": 3, "name": "cat"}],
+    }
+
+
+def good() -> dict:
+    result = content()
+    for item in result["annotations"]:
+        item |= {"area": 100, "iscrowd": 0}
+    return result
+
+
+def kinds(findings) -> dict[str, int]:
+    return {finding.kind: finding.count for finding in findings}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in (1, 2):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.jpg")
+    return tmp_path
+
+
+def test_a_proper_dataset_has_no_findings(folder):
+    assert check_coco(good(), str(folder)) == []
+    assert check_images(good(), str(folder)) == []
+
+
+def test_the_category_table_counts_by_rising_id():
+    assert category_table(good()["categories"]) == [(3, "cat", 0), (4, "dog", 1)]
+
+
+def change(**changes):
+    """A change of the first annotation."""
+    return lambda c: c["annotations"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [
+        (lambda c: c.pop("categories"), {"missing_top_keys": 1}),
+        (lambda c: c["categories"].clear(), {"no_categories": 0, "unknown_category_id": 3}),
+        (lambda c: c["categories"][0].update(id=9), {"category_id_gaps": 5,
+                                                     "unknown_category_id": 1}),
+        (lambda c: c["categories"][0].update(name="cat"), {"duplicate_category_names": 1}),
+        (lambda c: c["images"][0].pop("width"), {"missing_images_width": 1}),
+        (lambda c: c["images"].append({"id": 7, "file_name": "1.jpg", "width": 4, "height": 3}),
+         {"empty_images": 1}),
+        (lambda c: c["annotations"][0].pop("iscrowd"), {"missing_annotations_iscrowd": 1}),
+        (change(id=0), {"annotation_id_zero": 1}),
+        (change(id=2), {"duplicate_annotations_ids": 1}),
+        (change(image_id=8), {"unknown_image_id": 1}),
+        (change(category_id=8), {"unknown_category_id": 1}),
+        (change(bbox=[1, 1, 0, 5]), {"degenerate_boxes": 1}),
+        (change(bbox=[1, 1, float("nan"), 5]), {"degenerate_boxes": 1}),
+        (change(bbox=[1, 1, 5]), {"broken_boxes": 1}),
+        (change(bbox=[35, 1, 10, 5]), {"outside_boxes": 1}),
+        (change(bbox=[35, 1, 6, 5]), {}),  # one pixel over the edge is rounding
+        (change(bbox=[5, 5, 10, 10], category_id=4), {"duplicate_boxes": 1}),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_found_alone(folder, mistake, expected):
+    wrong = good()
+    mistake(wrong)
+    assert kinds(check_coco(wrong, str(folder))) == expected
+
+
+def test_corners_instead_of_sizes_are_recognised():
+    wrong = good()
+    for item, box in zip(
+        wrong["annotations"], ([20, 15, 38, 28], [25, 16, 39, 29], [22, 18, 36, 27])
+    ):
+        item["bbox"] = box
+    assert kinds(check_coco(wrong))["boxes_as_corners"] == 3
+
+
+def test_missing_and_damaged_and_rotated_images(folder):
+    (folder / "2.jpg").unlink()
+    (finding,) = check_coco(good(), str(folder))
+    assert finding.kind == "missing_files" and "2.jpg" in finding.sentence
+
+    whole = (folder / "1.jpg").read_bytes()
+    (folder / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (50, 30)).save(folder / "1.jpg")
+    assert kinds(check_images(good(), str(folder))) == {
+        "unreadable_images": 1,
+        "size_mismatches": 1,
+    }
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright: the stored picture lies on its side
+    for i in (1, 2):
+        Image.new("RGB", (30, 40)).save(folder / f"{i}.jpg", exif=exif)
+    assert kinds(check_images(good(), str(folder))) == {"exif_rotations": 2}
+
+
+def test_differing_categories_are_named():
+    other = good()
+    other["categories"][0]["name"] = "fox"
+    (finding,) = check_same_classes("train", good(), "val", other)
+    assert "id 4 is 'dog' and 'fox'" in finding.sentence
+
+
+def test_a_repaired_copy_has_no_errors(folder):
+    wrong = content()  # without area and iscrowd
+    del wrong["images"][0]["width"]
+    extra = [
+        {"id": 0, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10]},  # twice
+        {"id": 5, "image_id": 1, "category_id": 3, "bbox": [4, 4, 0, 3]},
+        {"id": 6, "image_id": 9, "category_id": 3, "bbox": [4, 4, 2, 3]},
+        {"id": 7, "image_id": 1, "category_id": 9, "bbox": [4, 4, 2, 3]},
+        {"id": 8, "image_id": 1, "category_id": 3, "bbox": [4, 4, 2]},
+        {"id": 3, "image_id": 2, "category_id": 3, "bbox": [-5, 20, 10, 20]},
+        {"id": 9, "image_id": 2, "category_id": 3, "bbox": [50, 50, 10, 20]},
+    ]
+    wrong["annotations"] += extra
+    before = copy.deepcopy(wrong)
+    fixed, done = fix_coco(wrong, str(folder))
+    assert wrong == before
+    assert check_coco(fixed, str(folder)) == []
+    assert [item["id"] for item in fixed["annotations"]] == [1, 2, 3, 4]
+    assert fixed["annotations"][3]["bbox"] == [0, 20, 5, 10]
+    assert fixed["annotations"][3]["area"] == 50
+    assert fixed["images"][0]["width"] == 40
+    assert done["boxes without area dropped"] == 1 and done["repeated boxes dropped"] == 1
+
+
+def tool():
+    spec = importlib.util.spec_from_file_location("check_dataset", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *args: run(module.main, module.parser(), [str(a) for a in args])
+
+
+def test_the_command_reports_compares_and_repairs(folder, capsys):
+    file = folder / "a.json"
+    file.write_text(json.dumps(content()))
+    command = tool()
+    report = folder / "report.json"
+    args = ("--coco", "train", file, folder)
+    assert command(*args, "--fix", folder / "fixed", "--json", report) == 1
+    assert "3  cat" in capsys.readouterr().out
+    assert json.loads(report.read_text())["train"]["categories"][0]["name"] == "cat"
+    fixed = folder / "fixed" / "train.json"
+    assert command("--coco", "train", fixed, folder, "--open-images") == 0
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_unusable_input_is_a_sentence_and_status_2(folder, capsys, text):
+    file = folder / "a.json"
+    if text is not None:
+        file.write_text(text)
+    assert tool()("--coco", "train", file, folder) == 2
+    error = capsys.readouterr().err
+    assert "a.json" in error and error.count("\n") == 1
+    assert tool()() == 2
+
+
+def test_a_voc_folder_is_checked_too(folder, capsys):
+    for sub in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / "voc" / sub).mkdir(parents=True)
+    (folder / "voc/ImageSets/Main/train.txt").write_text("1\n")
+    (folder / "1.jpg").rename(folder / "voc/JPEGImages/1.jpg")
+    box = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>20</xmax><ymax>10</ymax></bndbox>"
+    objects = "".join(f"<object><name>cell</name>{box.format(x)}</object>" for x in (1, 20))
+    size = "<size><width>40</width><height>30</height></size>"
+    (folder / "voc/Annotations/1.xml").write_text(
+        f"<annotation><filename>x.jpg</filename>{size}{objects}</annotation>"
+    )
+    assert tool()("--voc", "train", folder / "voc", "train") == 1
+    assert "1 of 2 boxes have no area" in capsys.readouterr().out
+
+
+def test_arrays_are_not_needed_for_an_empty_dataset():
+    empty = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    assert kinds(check_coco(empty)) == {"no_boxes": 0}
+    assert fix_coco(empty)[0]["annotations"] == []
