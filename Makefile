@@ -49,7 +49,7 @@ $(BIN)/python:
 $(STAMP): setup.py pyproject.toml $(CONSTRAINTS) $(wildcard projects) | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@# Beside an OpenCV of another package name a second one would overwrite its files.
-	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) '.[opencv]' \
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) -e '.[opencv]' \
 		|| echo 'OpenCV could not be installed: the programs that need it will say so.' >&2
 	@rm -f $(STAMP)-real
 	@touch $@

@@ -92,7 +92,10 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=CORE_PACKAGES + project_packages(),
     package_dir={name: str(folder.relative_to(ROOT)) for name, folder in PROJECTS.items()},
-    package_data={"detectron2_lite": ["README.md", "detectron2/**/*.yaml"]},
+    package_data={
+        "clsloc": ["configs/**/*.yaml"],
+        "detectron2_lite": ["README.md", "detectron2/**/*.yaml"],
+    },
     entry_points={
         "clsloc.projects": [f"{name} = {name}:add_{name}_config" for name in PROJECTS],
     },
@@ -119,7 +122,7 @@ setup(
         # Not a requirement: this package and opencv-python overwrite each other's files, so it
         # must not be installed beside an OpenCV that is already there.
         "opencv": ["opencv-python-headless"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools>=70.1"],
         # What a clone of Detectron2 on the path imports beyond the above.
         "dev-real": ["cloudpickle", "hydra-core", "matplotlib", "omegaconf", "setuptools<81"],
     },

@@ -1,0 +1,107 @@
+"""What the command-line programs share: arguments, the JSON report, errors as one sentence.
+
+A program is a function ``main(args)`` that returns its exit status (None means 0) and a parser
+made by :func:`make_parser`; :func:`run` joins the two.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from clsloc.errors import UserError
+from clsloc.files import atomic_write
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+
+
+class OverridesParser(argparse.ArgumentParser):
+    """An argument parser that takes trailing ``KEY VALUE`` pairs, whatever stands before them.
+
+    They come out as ``args.opts``, the name under which Detectron2's programs keep them. Pairs
+    are cut off before argparse sees the rest: an option with many values, such as ``--input``,
+    would swallow them.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):
+        rest, overrides = split_overrides(sys.argv[1:] if args is None else args)
+        namespace, unknown = super().parse_known_args(rest, namespace)
+        namespace.opts = overrides
+        return namespace, unknown
+
+    def format_usage(self) -> str:
+        return super().format_usage().rstrip() + " [KEY VALUE ...]\n"
+
+
+def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Cut the trailing ``KEY VALUE`` pairs off a command line.
+
+    A key is in capitals, such as ``MODEL.DEVICE``, and is neither a file nor the value that
+    stands right behind an option.
+
+    >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
+    (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])
+    """
+    end = len(args)
+    while end >= 2 and _is_override(args, end - 2):
+        end -= 2
+    return list(args[:end]), list(args[end:])
+
+
+def _is_override(args: Sequence[str], index: int) -> bool:
+    key, value = args[index : index + 2]
+    behind_option = index > 0 and args[index - 1].startswith("--")
+    return (
+        _KEY.fullmatch(key) is not None
+        and not value.startswith("--")
+        and not behind_option
+        and not os.path.exists(key)
+    )
+
+
+def make_parser(description: str, *, config: bool = True) -> argparse.ArgumentParser:
+    """A parser with the flags that all programs share.
+
+    Args:
+        description: the first lines of ``--help``.
+        config: whether the program works with a config: adds ``--config-file``, the flags that
+            register datasets, and trailing ``KEY VALUE`` overrides.
+    """
+    kind = OverridesParser if config else argparse.ArgumentParser
+    parser = kind(description=description, allow_abbrev=False)
+    if config:
+        parser.epilog = "Trailing KEY VALUE pairs override the config, e.g. MODEL.DEVICE cpu."
+        parser.add_argument(
+            "--config-file", metavar="FILE", required=True, help="YAML file or model-zoo name"
+        )
+        from clsloc.engine.flags import add_dataset_flags  # imports torch
+
+        add_dataset_flags(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the report to this file as JSON")
+    return parser
+
+
+def write_json(report: Any, path: str | os.PathLike) -> None:
+    """Write ``report`` to ``path``, making its folder; see :func:`clsloc.files.atomic_write`."""
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(report, indent=2) + "\n")
+
+
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    args: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line and call ``main``; returns the exit status for ``sys.exit``.
+
+    A :class:`~clsloc.errors.UserError` becomes its sentence on stderr and status 2. Any other
+    exception is a defect of the program and keeps its traceback.
+    """
+    try:
+        return main(parser.parse_args(args)) or 0
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return UserError.EXIT_STATUS
