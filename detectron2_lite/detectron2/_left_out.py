@@ -17,6 +17,10 @@ def left_out_error(name: str) -> NotImplementedError:
     )
 
 
+class _LeftOutAttributeError(NotImplementedError, AttributeError):
+    """Also an AttributeError, so that ``hasattr`` and what prints or inspects objects still work."""
+
+
 class _LeftOutType(type):
     """Makes calling a placeholder and reading any public attribute of it raise."""
 
@@ -26,7 +30,7 @@ class _LeftOutType(type):
     def __getattr__(cls, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
-        raise left_out_error(cls.__qualname__)
+        raise _LeftOutAttributeError(*left_out_error(cls.__qualname__).args)
 
 
 def left_out(name: str) -> type:

@@ -94,6 +94,9 @@ class FPN(Backbone):
         for name, stride in zip(in_features, strides):
             lateral = self._make_conv(shapes[name].channels, out_channels, 1, norm)
             output = self._make_conv(out_channels, out_channels, 3, norm)
+            # Filled once both exist: equal seeds then give Detectron2's weights.
+            for conv in (lateral, output):
+                weight_init.c2_xavier_fill(conv)
             level = int(math.log2(stride))
             self.add_module(f"fpn_lateral{level}", lateral)
             self.add_module(f"fpn_output{level}", output)
@@ -116,7 +119,7 @@ class FPN(Backbone):
 
     @staticmethod
     def _make_conv(in_channels: int, out_channels: int, kernel_size: int, norm: Any) -> Conv2d:
-        conv = Conv2d(
+        return Conv2d(
             in_channels,
             out_channels,
             kernel_size=kernel_size,
@@ -124,8 +127,6 @@ class FPN(Backbone):
             bias=norm == "",
             norm=get_norm(norm, out_channels),
         )
-        weight_init.c2_xavier_fill(conv)
-        return conv
 
     @property
     def _num_top_levels(self) -> int:
