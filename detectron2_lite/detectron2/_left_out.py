@@ -18,7 +18,7 @@ def left_out_error(name: str) -> NotImplementedError:
 
 
 class _LeftOutAttributeError(NotImplementedError, AttributeError):
-    """Also an AttributeError, so that ``hasattr`` and what prints or inspects objects still work."""
+    """Also an AttributeError, so that ``hasattr`` and what prints or inspects objects work."""
 
 
 class _LeftOutType(type):
