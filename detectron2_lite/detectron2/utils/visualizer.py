@@ -46,7 +46,7 @@ def _left_out_method(name: str) -> Callable[..., NoReturn]:
 
 
 def _left_out(what: str) -> NotImplementedError:
-    return left_out_error(f"detectron2.utils.visualizer.Visualizer: {what}")
+    return left_out_error(f"detectron2.utils.visualizer.Visualizer.{what}")
 
 
 @unique
@@ -250,8 +250,13 @@ class Visualizer:
         font_size = self._default_font_size * np.clip((box[3] - box[1]) / side * 10, 0.7, 1.0)
         height = text_patch_height(self._letter_height(font_size)) / self.output.scale
         top = box[1] - height if box[1] >= height else box[1]
+        # Halfway to white: letters in a deep blue could not be read.
         self.draw_text(
-            text, (box[0], top), font_size=font_size, color=color, horizontal_alignment="left"
+            text,
+            (box[0], top),
+            font_size=font_size,
+            color=(to_rgb(color) + 1) / 2,
+            horizontal_alignment="left",
         )
 
     def draw_text(
@@ -317,7 +322,7 @@ class Visualizer:
             line_style: ``"-"``, ``"--"``, ``":"`` or ``"-."``.
         """
         box = np.array([float(value) for value in box_coord]) * self.output.scale
-        width = self._line_width(max(self._default_font_size / 4, 1))
+        width = self._line_width(self._default_font_size / 5)
         outline_box(self.output.canvas, box, to_rgb(edge_color), alpha, width, line_style)
         return self.output
 
@@ -338,7 +343,7 @@ class Visualizer:
             linewidth: in points; grows with the image by default.
         """
         if linewidth is None:
-            linewidth = max(self._default_font_size / 3, 1)
+            linewidth = self._default_font_size / 5
         points = np.stack([np.asarray(x_data), np.asarray(y_data)], axis=1) * self.output.scale
         width = self._line_width(linewidth)
         stroke_path(self.output.canvas, points, to_rgb(color), 1.0, width, linestyle)
@@ -359,7 +364,7 @@ class Visualizer:
         return self.output
 
     def _line_width(self, points: float) -> int:
-        return max(round(points * self.output.scale), 1)
+        return max(round(points * self.output.scale * _PIXELS_PER_POINT), 1)
 
     def _class_colors(
         self, classes: Sequence[int] | None, jittering: bool
