@@ -1,0 +1,1 @@
+"""Measuring time and memory of models in fair pairs."""

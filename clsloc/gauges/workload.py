@@ -1,0 +1,130 @@
+"""One model with fixed inputs, stepped from outside: inference or a training step."""
+
+import resource
+import time
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+
+from clsloc.checkpoint import Checkpointer
+from clsloc.engine.checks import class_count_key, get_value
+from clsloc.gauges.survivors import fixed_survivors
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+Kind = Literal["inference", "train_step"]
+
+
+class Workload:
+    """The model of a config on synthetic images."""
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        size: tuple[int, int],
+        batch: int = 1,
+        num_gt: int = 10,
+        survivors: int | None = None,
+        weights: str = "",
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            cfg: the model's, on the device of ``MODEL.DEVICE``.
+            size: height and width of the images.
+            batch: images in a step.
+            num_gt: objects in each image.
+            survivors: see :func:`~clsloc.gauges.survivors.fixed_survivors`; None: the scores are
+                those of the weights.
+            weights: a file; random weights if empty.
+        """
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.BASE_LR = 0.0  # a step costs the same and leaves the weights as they are
+        torch.manual_seed(seed)
+        self.model = build_model(cfg)
+        if weights:
+            Checkpointer(self.model, complete=True).load(weights)
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        key = class_count_key(cfg)
+        self.num_classes = int(get_value(cfg, key)) if key else 1
+        self.inputs = synthetic_inputs(size, batch, num_gt, self.num_classes, seed)
+        self.survivors = survivors
+        self.amp = cfg.SOLVER.AMP.ENABLED
+
+    def measure(self, kind: Kind) -> float:
+        """Run one step; returns its seconds."""
+        run = self._infer if kind == "inference" else self._train
+        self._wait()
+        start = time.perf_counter()
+        run()
+        self._wait()
+        return time.perf_counter() - start
+
+    def peak_memory_mb(self) -> float:
+        """The peak since the process began (CPU: resident memory; CUDA: allocated), in MiB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resident_peak_mb()
+
+    def _infer(self) -> list[dict[str, Any]]:
+        self.model.eval()
+        survivors = nullcontext()
+        if self.survivors is not None:
+            survivors = fixed_survivors(
+                self.model, self.num_classes, self.survivors, len(self.inputs)
+            )
+        with survivors, torch.no_grad(), self._autocast():
+            return self.model(self.inputs)
+
+    def _train(self) -> None:
+        self.model.train()
+        self.optimizer.zero_grad()
+        with EventStorage(), self._autocast():
+            loss = sum(self.model(self.inputs).values())
+        loss.backward()
+        self.optimizer.step()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=self.amp)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def resident_peak_mb() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            (line,) = (line for line in file if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, ValueError):
+        # Elsewhere than on Linux; there it would also count the process from which this one
+        # was started.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def synthetic_inputs(
+    size: tuple[int, int], batch: int, num_gt: int, num_classes: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Noise images with ``num_gt`` random boxes each, in the model's input format."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    inputs = []
+    for _ in range(batch):
+        centers = torch.rand(num_gt, 2, generator=generator) * 0.8 + 0.1
+        halves = torch.rand(num_gt, 2, generator=generator) * 0.15 + 0.03
+        boxes = torch.cat([centers - halves, centers + halves], dim=1).clamp(0, 1)
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
+        instances.gt_classes = torch.randint(num_classes, (num_gt,), generator=generator)
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        inputs.append({"image": image, "height": height, "width": width, "instances": instances})
+    return inputs
