@@ -19,7 +19,7 @@ SIZES = (18, 100)  # the longer side of a digit's box
 MAX_ANGLE = math.radians(12)
 MAX_STRETCH = 1.35  # of width against height
 MIN_SHORT_SIDE = 6
-MAX_COVERED = 0.25  # the part of a digit's ink that later digits may cover
+MAX_COVERED = 0.25  # the part of a digit's ink that later digits may hide
 MAX_STROKES = 4
 MIN_CONTRAST = 70  # between the grey values of a digit and of what it lies on
 VAL_FRACTION = 0.2  # of the source digits
@@ -88,6 +88,15 @@ class SceneMaker:
         )
 
 
+def _recognisable(mask: np.ndarray, least: float) -> bool:
+    return mask.sum() >= least and _longer_side(mask) >= SIZES[0]
+
+
+def _longer_side(mask: np.ndarray) -> int:
+    x0, y0, x1, y1 = tight_box(mask)
+    return max(x1 - x0, y1 - y0)
+
+
 class _Digits:
     """The digits placed in a scene so far."""
 
@@ -116,7 +125,7 @@ class _Digits:
             ink = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
             ink[place] = glyph >= 0.5
             visible = [mask & ~ink for mask in self.visible]
-            if all(mask.sum() >= least for mask, least in zip(visible, self._least_visible)):
+            if all(map(_recognisable, visible, self._least_visible)):
                 self.visible = [*visible, ink]
                 self.sources.append(source)
                 self._least_visible.append((1 - MAX_COVERED) * ink.sum())
@@ -189,10 +198,8 @@ def _transform(glyph: np.ndarray, size: float, stretch: float, angle: float) -> 
 def _paint(image: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> None:
     """Blend a colour that stands out from what it covers over the (h, w, 3) float ``image``."""
     below = float(image[alpha >= 0.5].mean(0) @ _GREY)
-    darker = below > 127.5
-    grey = (
-        rng.uniform(0, below - MIN_CONTRAST) if darker else rng.uniform(below + MIN_CONTRAST, 255)
-    )
+    room = (0, below - MIN_CONTRAST) if below > 127.5 else (below + MIN_CONTRAST, 255)
+    grey = rng.uniform(*room)
     tint = rng.uniform(-40, 40, size=3)
     colour = (grey + tint - tint @ _GREY).clip(0, 255).astype(np.float32)
     image += alpha[..., None] * (colour - image)

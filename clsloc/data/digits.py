@@ -1,4 +1,4 @@
-"""The digits dataset: made on the spot, equal on every machine, enough to compare detectors.
+"""The digits dataset: made on the spot, equal for equal seeds, enough to compare detectors.
 
 Handwritten digits from scikit-learn on textures from scikit-image, stored as JPEG images with
 COCO JSON annotations under ``$DETECTRON2_DATASETS/digits``::

@@ -14,6 +14,8 @@ from detectron2.structures import BoxMode
 
 logger = logging.getLogger(__name__)
 
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
 
 def voc_class_names(directory: str) -> list[str]:
     """All classes that occur in the folder ``Annotations``, whatever the split, in
@@ -92,9 +94,7 @@ def _load_object(
             "complete the list of classes or correct the annotation."
         )
     try:
-        corners = [
-            float(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
-        ]
+        corners = [float(item.findtext(f"bndbox/{key}")) for key in _CORNERS]
     except (TypeError, ValueError) as error:
         raise UserError(f"{str(file)!r} has a box without four numbers; correct it.") from error
     x0, y0, x1, y1 = corners

@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from clsloc.engine.config_file import resolve_config_file
 from clsloc.engine.projects import ConfigFunction
@@ -22,42 +23,48 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 
-def run(args: argparse.Namespace, *config_functions: ConfigFunction) -> None:
+def run(args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = ()) -> int:
     """Call :func:`main` in as many processes as the flags say; on CPUs these use gloo.
 
-    A :class:`~clsloc.errors.UserError` in any of them ends the program with its sentence on stderr
-    and status 2.
+    A :class:`~clsloc.errors.UserError` in any of them ends all, with its sentence on stderr.
 
     Args:
         args: from :func:`clsloc.engine.argument_parser`.
         config_functions: see :func:`clsloc.engine.projects.add_project_configs`.
+
+    Returns:
+        The exit status for ``sys.exit``.
     """
     try:
         launch(
-            _main_or_exit,
+            main,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args, *config_functions),
+            args=(args, config_functions),
         )
-    except ProcessExitedException as error:
-        sys.exit(error.exit_code)
-
-
-def _main_or_exit(args: argparse.Namespace, *config_functions: ConfigFunction) -> None:
-    try:
-        main(args, *config_functions)
     except UserError as error:
-        if comm.get_rank() > 0:
-            # All processes mostly fail for one reason at one time; the first one's exit ends
-            # these, and the sentence appears once.
-            time.sleep(2)
-        sys.stderr.write(f"{error}\n")
-        sys.exit(UserError.EXIT_STATUS)
+        sentence = str(error)
+    except ProcessRaisedException as error:
+        sentence = _user_error_in(str(error))
+        if not sentence:
+            raise
+    else:
+        return 0
+    sys.stderr.write(f"{sentence}\n")
+    return UserError.EXIT_STATUS
 
 
-def main(args: argparse.Namespace, *config_functions: ConfigFunction) -> dict[str, Any]:
+def _user_error_in(traceback: str) -> str:
+    """The sentence of the UserError with which the traceback of another process ends, if any."""
+    name = f"{UserError.__module__}.{UserError.__qualname__}: "
+    return traceback.rpartition(name)[2].strip() if name in traceback else ""
+
+
+def main(
+    args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = ()
+) -> dict[str, Any]:
     """Train and evaluate, or with ``args.eval_only`` evaluate, in this process.
 
     Returns:
@@ -72,7 +79,7 @@ def main(args: argparse.Namespace, *config_functions: ConfigFunction) -> dict[st
     return trainer.train()
 
 
-def _prepare(args: argparse.Namespace, config_functions: tuple[ConfigFunction, ...]) -> CfgNode:
+def _prepare(args: argparse.Namespace, config_functions: Sequence[ConfigFunction]) -> CfgNode:
     rank = comm.get_rank()
     setup_logger(distributed_rank=rank, name="clsloc")
     if args.config_file:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
 METRICS = ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "APs", "APm", "APl")
@@ -34,8 +35,13 @@ class BoxEvaluator(COCOEvaluator):
             per_class: report every class, too.
             distributed: gather the predictions of all processes.
         """
-        # A converted file may stem from an earlier state of the dataset: never reuse one.
+        # A converted file may stem from an earlier state of the dataset: never reuse one, and do
+        # not leave it in the metadata, where it would pass for the dataset's own file.
+        metadata = MetadataCatalog.get(dataset_name)
+        converts = not hasattr(metadata, "json_file")
         super().__init__(dataset_name, ("bbox",), distributed, output_dir, allow_cached_coco=False)
+        if converts:
+            del metadata.json_file
         self._per_class = per_class
 
     def _derive_coco_results(

@@ -1,0 +1,86 @@
+"""Training, evaluation and results.json on a few tiny images."""
+
+import json
+
+import pytest
+import torch
+
+from clsloc.engine import Trainer, argument_parser, main, run
+from clsloc.engine.results import write_results
+from clsloc.evaluation.coco import METRICS
+
+TINY = """
+_BASE_: "digits/faster_rcnn_R_18_FPN.yaml"
+MODEL:
+  FPN: {OUT_CHANNELS: 8}
+  RPN: {PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 20, POST_NMS_TOPK_TEST: 10}
+  ROI_BOX_HEAD: {FC_DIM: 16}
+  DEVICE: cpu
+INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}
+SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2}
+"""
+
+
+@pytest.fixture
+def parse(tiny_digits, tmp_path):
+    """Arguments for a run on tiny images, with further flags."""
+
+    def parse(*flags):
+        (tmp_path / "tiny.yaml").write_text(TINY)
+        given = ["--config-file", str(tmp_path / "tiny.yaml"), *flags]
+        return argument_parser().parse_args([*given, "OUTPUT_DIR", str(tmp_path / "out")])
+
+    return parse
+
+
+def test_train_then_evaluate_then_resume(parse, tmp_path):
+    trained = main(parse())
+    assert tuple(trained["bbox"]) == METRICS
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(stored["metrics"]) == {f"bbox/{metric}" for metric in METRICS}
+    assert stored["seconds"] > 0 and stored["iterations"] == 2
+    assert stored["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+    assert "Made" not in (tmp_path / "out" / "log.txt").read_text()  # the digits were there
+
+    (tmp_path / "out" / "results.json").unlink()
+    args = parse("--eval-only")
+    args.opts += ["MODEL.WEIGHTS", str(tmp_path / "out" / "model_final.pth")]
+    evaluated = main(args)
+    assert evaluated["bbox"] == pytest.approx(trained["bbox"], nan_ok=True)
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert again["metrics"] == stored["metrics"]
+
+    args = parse("--resume")
+    args.opts += ["SOLVER.MAX_ITER", "3"]
+    main(args)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "Starting training from iteration 2" in log
+    checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)
+    assert checkpoint["iteration"] == 2
+
+
+def test_every_parameter_is_trained(parse):
+    from clsloc.engine import setup_cfg
+
+    trainer = Trainer(setup_cfg(parse()))
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    for name, value in trainer.model.named_parameters():
+        assert not torch.equal(value, before[name]), name
+
+
+def test_user_errors_become_a_sentence_and_status_2(parse, capfd):
+    args = parse()
+    args.opts += ["SOLVER.NO_SUCH_KEY", "1"]
+    assert run(args) == 2
+    error = capfd.readouterr().err
+    assert "SOLVER.NO_SUCH_KEY" in error and "Traceback" not in error
+    assert error.count("\n") == 1
+
+
+def test_results_by_name(tmp_path):
+    several = {"a": {"bbox": {"AP": 1.5, "APs": float("nan")}}, "b": {"voc": {"AP": 2.0}}}
+    write_results(str(tmp_path / "new" / "results.json"), several, seconds=1.0)
+    stored = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert stored["metrics"] == {"a/bbox/AP": 1.5, "a/bbox/APs": None, "b/voc/AP": 2.0}
