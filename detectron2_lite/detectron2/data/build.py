@@ -174,13 +174,10 @@ def get_detection_dataset_dicts(
         dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
     if min_keypoints > 0 and has_instances:
         dataset_dicts = filter_images_with_few_keypoints(dataset_dicts, min_keypoints)
-    if (
-        check_consistency
-        and has_instances
-        and hasattr(MetadataCatalog.get(names[0]), "thing_classes")
-    ):
+    metadata = [MetadataCatalog.get(name) for name in names]
+    if check_consistency and has_instances and all(hasattr(m, "thing_classes") for m in metadata):
         check_metadata_consistency("thing_classes", names)
-        print_instances_class_histogram(dataset_dicts, MetadataCatalog.get(names[0]).thing_classes)
+        print_instances_class_histogram(dataset_dicts, metadata[0].thing_classes)
     assert dataset_dicts, f"No image of {', '.join(names)} has annotations that can be used."
     return dataset_dicts
 
