@@ -66,6 +66,14 @@ def test_checkpoint_url_with_and_without_extension():
     assert model_zoo.get_checkpoint_url(f"{name}.yaml") == url
 
 
+def test_all_checkpoint_urls():
+    # From the same version; the bases and one config for PASCAL VOC have no trained model.
+    without = {name for name in DIGESTS if name.startswith("Base-")}
+    without.add("PascalVOC-Detection/faster_rcnn_R_50_FPN")
+    urls = [model_zoo.get_checkpoint_url(name) for name in sorted(DIGESTS.keys() - without)]
+    assert hashlib.sha256("\n".join(urls).encode()).hexdigest()[:16] == "106df42c8ec657e5"
+
+
 def test_trained_config_points_to_the_checkpoint():
     name = "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml"
     assert model_zoo.get_config(name).MODEL.WEIGHTS.endswith("ImageNetPretrained/MSRA/R-50.pkl")
