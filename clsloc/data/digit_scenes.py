@@ -185,7 +185,7 @@ def _transform(glyph: np.ndarray, size: float, stretch: float, angle: float) -> 
     ink = np.argwhere(glyph >= _INK_LEVEL)
     centre = (ink.min(0) + ink.max(0)) / 2
     turned = (ink - centre) @ forward.T
-    extent = np.ptp(turned, axis=0) + 1
+    extent = np.ptp(turned, axis=0) + 0.6  # the ink ends outside the centres of its last cells
     scale = size / extent.max()  # pixels per cell
     shape = np.ceil((2 * np.abs(turned).max(0) + 4) * scale).astype(int)
     inverse = np.linalg.inv(forward * scale)

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
 CLASSES = [str(digit) for digit in range(10)]
+INDEX_OF_ID = {digit + 1: digit for digit in range(10)}
 RECIPE_VERSION = 1  # one more whenever the images or boxes change
 
 
@@ -56,7 +57,9 @@ def register_digits() -> None:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         load = functools.partial(_load, name, folder, source)
-        register_once(name, load, evaluator_type="coco", thing_classes=CLASSES, **source)
+        # The classes are known before the data is made: prediction needs them alone.
+        classes = {"thing_classes": CLASSES, "thing_dataset_id_to_contiguous_id": INDEX_OF_ID}
+        register_once(name, load, evaluator_type="coco", **classes, **source)
 
 
 def _load(name: str, folder: Path, source: dict[str, str]) -> list[dict[str, Any]]:

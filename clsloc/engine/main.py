@@ -19,6 +19,7 @@ from clsloc.errors import UserError
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = (
         The exit status for ``sys.exit``.
     """
     try:
+        if args.num_machines > 1 and args.dist_url == "auto":
+            raise UserError("Several machines need a common --dist-url, such as tcp://HOST:PORT.")
         launch(
             main,
             args.num_gpus,
@@ -99,6 +102,8 @@ def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)  # against TEST.EXPECTED_RESULTS
     write_results(
         os.path.join(cfg.OUTPUT_DIR, "results.json"), results, seconds=time.perf_counter() - start
     )

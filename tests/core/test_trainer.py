@@ -79,6 +79,11 @@ def test_user_errors_become_a_sentence_and_status_2(parse, capfd):
     assert error.count("\n") == 1
 
 
+def test_several_machines_need_an_address(parse, capfd):
+    assert run(parse("--num-machines", "2")) == 2
+    assert "--dist-url" in capfd.readouterr().err
+
+
 def test_results_by_name(tmp_path):
     several = {"a": {"bbox": {"AP": 1.5, "APs": float("nan")}}, "b": {"voc": {"AP": 2.0}}}
     write_results(str(tmp_path / "new" / "results.json"), several, seconds=1.0)
