@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 from torch.nn import functional as F
@@ -144,15 +143,15 @@ class NaiveSyncBatchNorm(BatchNorm2d):
         """Mean and mean square (C,) over all processes, and how far to move the averages."""
         channels = x.shape[1]
         if x.shape[0] == 0:
+            assert self._stats_mode == "N", (
+                "NaiveSyncBatchNorm cannot train on an empty batch unless stats_mode is 'N'."
+            )
             # Zeros that keep x in the graph: every process must take part in the backward pass.
             moments = x.new_zeros(2 * channels) + x.sum()
         else:
             moments = torch.cat([x.mean(dim=[0, 2, 3]), (x * x).mean(dim=[0, 2, 3])])
         if self._stats_mode == "":
-            assert x.shape[0] > 0, (
-                "NaiveSyncBatchNorm cannot train on an empty batch unless stats_mode is 'N'."
-            )
-            moments = differentiable_all_reduce(moments) / dist.get_world_size()
+            moments = differentiable_all_reduce(moments) / comm.get_world_size()
             return *moments.split(channels), self.momentum
         images = moments.new_full((1,), x.shape[0])
         summed = differentiable_all_reduce(torch.cat([moments * images, images]))

@@ -94,7 +94,7 @@ class ROIPooler(nn.Module):
 
         Args:
             x: L maps, each (N, C, H_l, W_l).
-            box_lists: N lists of boxes in image pixels; the lists may be empty.
+            box_lists: N lists of boxes in image pixels; they may be empty, and N may be 0.
 
         Returns:
             (R, C, output height, output width), in the order of the boxes.
@@ -108,6 +108,8 @@ class ROIPooler(nn.Module):
         assert len(box_lists) == x[0].size(0), (
             f"ROIPooler got boxes of {len(box_lists)} images with maps of {x[0].size(0)}."
         )
+        if not box_lists:
+            return x[0].new_zeros((0, x[0].size(1), *self.output_size))
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(self.level_poolers) == 1:
             return self.level_poolers[0](x[0], rois)
