@@ -14,15 +14,26 @@ Use, with R_i proposals in image i and K foreground classes:
     boxes = ...                                            # localise only these proposals
     instances, kept = fast_rcnn_inference(boxes, probs, ...)
     kept = take_rows(rows, kept)                           # rows of the original proposals
+
+In training the same holds for a path that only regresses boxes: background has no box loss. But
+there rows are independent only without batch statistics, see `rows_are_independent`.
 """
 
 from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["rows_of_batch", "surviving_rows", "take_rows"]
+from detectron2.structures import Instances
+
+__all__ = [
+    "foreground_rows",
+    "rows_are_independent",
+    "rows_of_batch",
+    "surviving_rows",
+    "take_rows",
+]
 
 T = TypeVar("T")
 
@@ -41,6 +52,31 @@ def surviving_rows(probs: Sequence[Tensor], score_thresh: float) -> list[Tensor]
         a NaN score survives on its other classes alone.
     """
     return [(p[:, :-1] > score_thresh).any(dim=1).nonzero().flatten() for p in probs]
+
+
+def foreground_rows(proposals: Sequence[Instances], num_classes: int) -> list[Tensor]:
+    """
+    Rows of sampled proposals that are matched to an object, and so have a box loss.
+
+    Args:
+        proposals: per image, with `gt_classes`; `num_classes` stands for the background.
+
+    Returns:
+        Per image, an ascending int64 tensor of row indices.
+    """
+    return [
+        ((p.gt_classes >= 0) & (p.gt_classes < num_classes)).nonzero().flatten() for p in proposals
+    ]
+
+
+def rows_are_independent(module: nn.Module) -> bool:
+    """
+    Whether the output of a row depends on this row alone: not with batch norms in training, whose
+    statistics mix all rows.
+    """
+    return not any(
+        m.training and isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()
+    )
 
 
 def take_rows(items: Sequence[T], rows: Sequence[Tensor]) -> list[T]:

@@ -95,6 +95,11 @@ class HeadPlan:
         """The predictor that boxes come from at inference."""
         return f"{self.box}_reg"
 
+    def tower_only_regresses(self, predictor: str) -> bool:
+        """Whether `predictor` regresses boxes and has its tower to itself."""
+        readers = [o for o in self.loss_weights if self.tower_of(o) == self.tower_of(predictor)]
+        return predictor.endswith("_reg") and readers == [predictor]
+
     @property
     def scores_without_box_tower(self) -> bool:
         """Whether scores are known before the tower runs that boxes come from."""

@@ -7,7 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from clsloc.errors import UserError
-from clsloc.lazy import rows_of_batch, surviving_rows, take_rows
+from clsloc.lazy import (
+    foreground_rows,
+    rows_are_independent,
+    rows_of_batch,
+    surviving_rows,
+    take_rows,
+)
 from clsloc.poolers import ScaledROIPooler
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -54,8 +60,9 @@ class DoubleHeadROIHeads(StandardROIHeads):
         """
         Args:
             roi_scales: factor on the proposals before pooling for towers of kind "fc" and "conv".
-            lazy_localisation: at inference, give the tower that regresses boxes only the RoIs
-                that pass the score threshold, where the scores do not need this tower.
+            lazy_localisation: give a tower that only regresses boxes the RoIs for which it
+                matters, where this changes nothing: at inference those whose score passes the
+                threshold, in training the foreground, if the tower has no batch norm.
             kwargs: arguments of `StandardROIHeads`.
         """
         super().__init__(**kwargs)
@@ -106,14 +113,39 @@ class DoubleHeadROIHeads(StandardROIHeads):
         """Losses in training, detections at inference."""
         plan = self.box_predictor.plan
         if self.training:
-            pooled = self._pool(features, proposals, plan.towers)
-            outputs = self._run_towers(pooled, plan.loss_weights)
-            return self.box_predictor.losses(outputs.predictions, proposals)
+            predictions = self._predict_for_losses(features, proposals)
+            return self.box_predictor.losses(predictions, proposals)
         if self.lazy_localisation and plan.scores_without_box_tower:
             return self._detect_lazily(features, proposals)
         needed = [*plan.classifiers, plan.regressor]
         pooled = self._pool(features, proposals, map(plan.tower_of, needed))
         return self.detect(self._run_towers(pooled, needed).predictions, proposals)
+
+    def _predict_for_losses(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """All predictions; deltas that enter no loss may be zeros instead."""
+        plan = self.box_predictor.plan
+        lazy = [name for name in plan.loss_weights if self._needs_foreground_only(name)]
+        eager = [name for name in plan.loss_weights if name not in lazy]
+        pooled = self._pool(features, proposals, map(plan.tower_of, eager))
+        predictions = self._run_towers(pooled, eager).predictions
+        if lazy:
+            rows = foreground_rows(proposals, self.num_classes)
+            sizes = [len(p) for p in proposals]
+        for name in lazy:
+            deltas = self._run_on_rows(name, features, proposals, rows, pooled)
+            zeros = deltas.new_zeros(sum(sizes), deltas.shape[1])
+            predictions[name] = zeros.index_put((rows_of_batch(rows, sizes),), deltas)
+        return predictions
+
+    def _needs_foreground_only(self, predictor: str) -> bool:
+        plan = self.box_predictor.plan
+        return (
+            self.lazy_localisation
+            and plan.tower_only_regresses(predictor)
+            and rows_are_independent(self.box_head[plan.tower_of(predictor)])
+        )
 
     def _detect_lazily(
         self, features: dict[str, Tensor], proposals: list[Instances]
@@ -124,16 +156,9 @@ class DoubleHeadROIHeads(StandardROIHeads):
         scores = self._run_towers(pooled, plan.classifiers).predictions
         probs = predictor.predict_probs(scores, proposals)
         rows = surviving_rows(probs, predictor.test_score_thresh)
+        deltas = self._run_on_rows(plan.regressor, features, proposals, rows, pooled)
         survivors = take_rows(proposals, rows)
-
-        box_tower = plan.tower_of(plan.regressor)
-        scale = self._scale_of(box_tower)
-        if scale in pooled:
-            pooled = {scale: pooled[scale][rows_of_batch(rows, [len(p) for p in proposals])]}
-        else:
-            pooled = self._pool(features, survivors, [box_tower])
-        deltas = self._run_towers(pooled, [plan.regressor]).predictions
-        boxes = predictor.predict_boxes(deltas, survivors)
+        boxes = predictor.predict_boxes({plan.regressor: deltas}, survivors)
         return predictor.inference(boxes, take_rows(probs, rows), survivors)[0]
 
     def detect(
@@ -184,6 +209,23 @@ class DoubleHeadROIHeads(StandardROIHeads):
         boxes = [p.proposal_boxes for p in proposals]
         scales = dict.fromkeys(map(self._scale_of, towers))
         return {scale: self.box_pooler(maps, boxes, scale) for scale in scales}
+
+    def _run_on_rows(
+        self,
+        predictor: str,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        rows: list[Tensor],
+        pooled: dict[float, Tensor],
+    ) -> Tensor:
+        """One predictor on some rows of each image; pooled features of all rows are reused."""
+        tower = self.box_predictor.plan.tower_of(predictor)
+        scale = self._scale_of(tower)
+        if scale in pooled:
+            pooled = {scale: pooled[scale][rows_of_batch(rows, [len(p) for p in proposals])]}
+        else:
+            pooled = self._pool(features, take_rows(proposals, rows), [tower])
+        return self._run_towers(pooled, [predictor]).predictions[predictor]
 
     def _run_towers(self, pooled: dict[float, Tensor], predictors: Iterable[str]) -> RawOutputs:
         """Run the predictors with these names, and each tower that they read once."""
