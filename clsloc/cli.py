@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from clsloc.errors import UserError
@@ -27,7 +27,10 @@ class OverridesParser(argparse.ArgumentParser):
     """
 
     def parse_known_args(self, args=None, namespace=None):
-        rest, overrides = split_overrides(sys.argv[1:] if args is None else args)
+        switches = {
+            name for action in self._actions if action.nargs == 0 for name in action.option_strings
+        }
+        rest, overrides = split_overrides(sys.argv[1:] if args is None else args, switches)
         namespace, unknown = super().parse_known_args(rest, namespace)
         namespace.opts = overrides
         return namespace, unknown
@@ -36,42 +39,50 @@ class OverridesParser(argparse.ArgumentParser):
         return super().format_usage().rstrip() + " [KEY VALUE ...]\n"
 
 
-def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_overrides(
+    args: Sequence[str], switches: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """Cut the trailing ``KEY VALUE`` pairs off a command line.
 
     A key is in capitals, such as ``MODEL.DEVICE``, and is neither a file nor the value that
-    stands right behind an option.
+    stands right behind an option. ``switches`` are the options without a value.
 
     >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
     (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])
     """
-    end = len(args)
-    while end >= 2 and _is_override(args, end - 2):
-        end -= 2
-    return list(args[:end]), list(args[end:])
+    start = len(args)
+    while start >= 2 and _is_key(args[start - 2]) and not args[start - 1].startswith("--"):
+        before = args[start - 3] if start > 2 else ""
+        if before.startswith("--") and before not in switches:
+            break
+        start -= 2
+    return list(args[:start]), list(args[start:])
 
 
-def _is_override(args: Sequence[str], index: int) -> bool:
-    key, value = args[index : index + 2]
-    behind_option = index > 0 and args[index - 1].startswith("--")
-    return (
-        _KEY.fullmatch(key) is not None
-        and not value.startswith("--")
-        and not behind_option
-        and not os.path.exists(key)
-    )
+def _is_key(text: str) -> bool:
+    return _KEY.fullmatch(text) is not None and not os.path.exists(text)
 
 
-def make_parser(description: str, *, config: bool = True) -> argparse.ArgumentParser:
+def make_parser(
+    description: str,
+    *,
+    config: bool = True,
+    json_help: str = "write the figures to this file too",
+) -> argparse.ArgumentParser:
     """A parser with the flags that all programs share.
 
     Args:
         description: the first lines of ``--help``.
         config: whether the program works with a config: adds ``--config-file``, the flags that
             register datasets, and trailing ``KEY VALUE`` overrides.
+        json_help: what ``--json`` writes.
     """
     kind = OverridesParser if config else argparse.ArgumentParser
-    parser = kind(description=description, allow_abbrev=False)
+    parser = kind(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     if config:
         parser.epilog = "Trailing KEY VALUE pairs override the config, e.g. MODEL.DEVICE cpu."
         parser.add_argument(
@@ -80,7 +91,7 @@ def make_parser(description: str, *, config: bool = True) -> argparse.ArgumentPa
         from clsloc.engine.flags import add_dataset_flags  # imports torch
 
         add_dataset_flags(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the report to this file as JSON")
+    parser.add_argument("--json", metavar="FILE", help=json_help)
     return parser
 
 

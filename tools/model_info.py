@@ -15,12 +15,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser(
+def parser() -> argparse.ArgumentParser:
+    result = cli.make_parser(
         f"{__doc__} FLOPs are multiply-adds of the inference on one image, with {NUM_ROIS} "
         "proposals in the RoI heads and lazy localisation off."
     )
-    parser.add_argument(
+    result.add_argument(
         "--size",
         nargs=2,
         type=int,
@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         help="size of the image as the model gets it; by default that of a 4:3 image at "
         "INPUT.MIN_SIZE_TEST, rounded up to a multiple of 32",
     )
-    return parser
+    return result
 
 
 def main(args: argparse.Namespace) -> None:
@@ -66,4 +66,4 @@ def _table(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, _parser()))
+    sys.exit(cli.run(main, parser()))

@@ -1,0 +1,99 @@
+"""Predicting on single images, and telling the result in the terms of the dataset."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from clsloc.checkpoint import Checkpointer
+from clsloc.errors import UserError
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import BoxMode, Instances
+
+Category = dict[str, Any]
+
+
+class Predictor(DefaultPredictor):
+    """``DefaultPredictor`` whose weights are loaded safely and have to fill the whole model.
+
+    Called with a BGR image (H, W, 3) of uint8, it returns ``{"instances": Instances}`` in the
+    coordinates of that image.
+
+    Attributes:
+        categories: see :func:`find_categories`, for the datasets of the config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        without_weights = cfg.clone()
+        without_weights.defrost()
+        without_weights.MODEL.WEIGHTS = ""
+        super().__init__(without_weights)
+        self.cfg = cfg.clone()
+        Checkpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
+        datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+        self.categories = find_categories(datasets) or _numbered(self.model)
+
+
+def find_categories(dataset_names: Sequence[str]) -> list[Category]:
+    """The classes of the first of these datasets that tells them, in the order of their indices.
+
+    Returns:
+        ``{"id", "name"}`` of each class. The id is the dataset's own, or the index of the class
+        where the dataset has no ids (VOC). Empty if no dataset is registered or can be loaded.
+    """
+    for name in dataset_names:
+        if name in DatasetCatalog.list():
+            metadata = _loaded_metadata(name)
+            if names := metadata.get("thing_classes"):
+                index_of = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+                id_of = {index: own_id for own_id, index in index_of.items()}
+                return [{"id": id_of.get(i, i), "name": text} for i, text in enumerate(names)]
+    return []
+
+
+def _loaded_metadata(name: str) -> Metadata:
+    """Metadata with the classes, which many datasets learn only when they are loaded."""
+    metadata = MetadataCatalog.get(name)
+    needs_ids = metadata.get("json_file") and not metadata.get("thing_dataset_id_to_contiguous_id")
+    if needs_ids or not metadata.get("thing_classes"):
+        try:
+            DatasetCatalog.get(name)
+        except (UserError, OSError):
+            pass  # prediction may run where the data is not
+    return metadata
+
+
+def _numbered(model: nn.Module) -> list[Category]:
+    count = getattr(getattr(model, "roi_heads", model), "num_classes", 0)
+    return [{"id": index, "name": f"class {index}"} for index in range(count)]
+
+
+def coco_annotations(instances: Instances, categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """Detections of one image as COCO annotations with a score and without ids; boxes are XYWH.
+
+    Raises:
+        UserError: the model predicts a class that is not among ``categories``.
+    """
+    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    rows = zip(boxes.tolist(), instances.scores.tolist(), instances.pred_classes.tolist())
+    return [
+        {
+            "category_id": _category(index, categories)["id"],
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+            "score": score,
+        }
+        for box, score, index in rows
+    ]
+
+
+def _category(index: int, categories: Sequence[Category]) -> Category:
+    if index >= len(categories):
+        raise UserError(
+            f"The model predicts class {index}, but its dataset has {len(categories)} classes; "
+            "name in DATASETS.TEST the dataset with whose classes it was trained."
+        )
+    return categories[index]

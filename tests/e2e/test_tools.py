@@ -1,0 +1,235 @@
+"""The command-line programs predict.py and model_info.py, with a small detector."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clsloc import cli
+from clsloc.engine import setup_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+CONFIG = "digits/faster_rcnn_R_18_FPN.yaml"
+# Random weights detect something everywhere, with scores of about 1/3.
+MODEL = ["MODEL.ROI_HEADS.NUM_CLASSES", "2", "TEST.DETECTIONS_PER_IMAGE", "5"]
+CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+
+
+def run_tool(name: str, *args: object) -> int:
+    """Run tools/<name>.py in this process; returns its exit status."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cli.run(module.main, module.parser(), [str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = build_model(setup_cfg(config_file=CONFIG, overrides=MODEL))
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with three images and a text, and the COCO annotations of two of them."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for name, size in {"a.png": (60, 40), "b.jpg": (50, 70), "c.JPG": (40, 40)}.items():
+        pixels = noise.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    content = {
+        "images": [
+            {"id": 11, "file_name": "a.png", "width": 60, "height": 40},
+            {"id": 12, "file_name": "b.jpg", "width": 50, "height": 70},
+        ],
+        "annotations": [
+            {
+                "id": 1, "image_id": 11, "category_id": 7, "bbox": [5, 5, 20, 10],
+                "area": 200, "iscrowd": 0,
+            }
+        ],
+        "categories": CATEGORIES,
+    }  # fmt: skip
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def predict(weights: Path, images: Path) -> Callable[..., int]:
+    """Runs predict.py with the dataset ``pets`` registered; arguments come behind."""
+    coco = ["--coco", "pets", images.parent / "coco.json", images]
+    shared = ["--config-file", CONFIG, "--weights", weights, *coco, "--threshold", 0]
+
+    def run(*args: object, overrides: tuple[str, ...] = ()) -> int:
+        test = ["DATASETS.TEST", "('pets',)", *MODEL, *overrides]
+        return run_tool("predict", *shared, "--output", "out", *args, *test)
+
+    yield run
+    if "pets" in DatasetCatalog.list():
+        DatasetCatalog.remove("pets")
+        MetadataCatalog.pop("pets", None)
+
+
+def written(path: str = "out/predictions.json") -> dict:
+    return json.loads(Path(path).read_text())
+
+
+def pictures() -> list[str]:
+    return sorted(path.name for path in Path("out").glob("*.jpg"))
+
+
+def test_predict_tells_what_the_predictor_says(predict, images: Path, weights: Path) -> None:
+    assert predict("--input", images / "a.png") == 0
+    cfg = setup_cfg(config_file=CONFIG, overrides=[*MODEL, "MODEL.WEIGHTS", str(weights)])
+    bgr = np.array(Image.open(images / "a.png"))[:, :, ::-1]
+    expected = DefaultPredictor(cfg)(bgr)["instances"]
+    assert len(expected) == 5
+
+    content = written()
+    assert content["categories"] == CATEGORIES
+    assert content["images"] == [
+        {"id": 1, "file_name": str(images / "a.png"), "height": 40, "width": 60}
+    ]
+    annotations = content["annotations"]
+    assert [a["id"] for a in annotations] == [1, 2, 3, 4, 5]
+    assert {a["image_id"] for a in annotations} == {1}
+    boxes = torch.tensor([a["bbox"] for a in annotations])
+    boxes[:, 2:] += boxes[:, :2]
+    torch.testing.assert_close(boxes, expected.pred_boxes.tensor)
+    torch.testing.assert_close(torch.tensor([a["score"] for a in annotations]), expected.scores)
+    assert [a["category_id"] for a in annotations] == [
+        CATEGORIES[index]["id"] for index in expected.pred_classes
+    ]
+
+
+def test_predict_takes_files_folders_and_patterns_once(predict, images: Path) -> None:
+    assert predict("--input", images, images / "a.png", f"{images}/*.jpg") == 0
+    names = [Path(image["file_name"]).name for image in written()["images"]]
+    assert names == ["a.png", "b.jpg", "c.JPG"]
+    assert pictures() == ["a.jpg", "b.jpg", "c.jpg"]
+    assert Image.open("out/b.jpg").size[1] == 480  # small images are drawn enlarged
+
+
+def test_predict_stops_after_max_images(predict, images: Path) -> None:
+    assert predict("--input", images, "--max-images", 2) == 0
+    assert pictures() == ["a.jpg", "b.jpg"]
+
+
+def test_predict_keeps_pictures_of_equal_names_apart(predict, images: Path) -> None:
+    other = images.parent / "other"
+    other.mkdir()
+    (other / "a.png").write_bytes((images / "a.png").read_bytes())
+    assert predict("--input", images / "a.png", other / "a.png") == 0
+    assert pictures() == ["a_1.jpg", "a_2.jpg"]
+
+
+def test_predict_leaves_out_low_scores(predict, images: Path) -> None:
+    assert predict("--input", images, "--threshold", 0.99) == 0
+    assert written()["annotations"] == []
+    assert len(pictures()) == 3
+
+
+def test_predict_on_a_dataset_beside_its_ground_truth(predict) -> None:
+    assert predict("--dataset", "pets", "--compare-gt") == 0
+    assert [image["id"] for image in written()["images"]] == [11, 12]
+    assert {a["category_id"] for a in written()["annotations"]} <= {3, 7}
+    width, height = Image.open("out/a.jpg").size
+    assert width == 2 * 480
+    assert height > 480 * 40 / 60
+
+
+def test_predict_writes_its_json_elsewhere(predict, images: Path) -> None:
+    assert predict("--input", images / "a.png", "--json", "other/found.json") == 0
+    assert len(written("other/found.json")["annotations"]) == 5
+    assert not Path("out/predictions.json").exists()
+
+
+def test_predict_goes_on_after_an_unreadable_image(predict, images: Path, capsys) -> None:
+    whole = (images / "b.jpg").read_bytes()
+    (images / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    assert predict("--input", images, "missing.jpg") == 2
+    assert pictures() == ["a.jpg", "c.jpg"]
+    lines = capsys.readouterr().err.splitlines()
+    sentences = [line for line in lines if line.startswith("predict.py: ")]
+    assert len(sentences) == 2
+    assert "missing.jpg" in sentences[0]
+    assert "b.jpg" in sentences[1]
+    assert len(written()["images"]) == 2
+
+
+def test_predict_fails_when_there_is_nothing_to_write(predict, capsys) -> None:
+    Path("empty").mkdir()
+    assert predict("--input", "empty") == 2
+    assert "'empty' is no image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--dataset", "nowhere"], "There is no dataset 'nowhere'"),
+        (["--input", "images/a.png", "--output", "images"], "choose another folder"),
+        (["--input", "images/a.png", "--compare-gt"], "--compare-gt needs ground truth"),
+        (["--input", "images/a.png", "--weights", "gone.pth"], "'gone.pth'"),
+        (["--input", "images/a.png", "--output", "coco.json"], "'coco.json'"),
+    ],
+)
+def test_predict_says_what_is_wrong(predict, images: Path, args, sentence: str, capsys) -> None:
+    before = (images / "a.png").read_bytes()
+    assert predict(*args) == 2
+    assert sentence in capsys.readouterr().err
+    assert (images / "a.png").read_bytes() == before
+
+
+def test_predict_refuses_weights_of_another_class_count(predict, images: Path, capsys) -> None:
+    other = ("MODEL.ROI_HEADS.NUM_CLASSES", "4")
+    assert predict("--input", images, overrides=other) == 2
+    assert "number of classes" in capsys.readouterr().err
+
+
+def test_model_info_writes_its_figures(capsys) -> None:
+    args = ["--config-file", CONFIG, "--size", 64, 96, "--json", "info.json", *MODEL]
+    assert run_tool("model_info", *args) == 0
+    report = json.loads(Path("info.json").read_text())
+    model = build_model(setup_cfg(config_file=CONFIG, overrides=MODEL))
+    assert report["params_total"] == sum(p.numel() for p in model.parameters())
+    assert report["params_trainable"] == report["params_total"]
+    assert (report["input_size"], report["num_rois"]) == ([64, 96], 1000)
+    assert report["parts"]["roi_heads.box_predictor"]["flops"] == 1000 * 256 * (3 + 8)
+    printed = capsys.readouterr().out
+    assert f"{report['params_total']:,}" in printed
+    assert "64x96" in printed
+
+
+def test_model_info_takes_its_size_from_the_config() -> None:
+    args = ["--config-file", CONFIG, "--json", "info.json", "INPUT.MAX_SIZE_TEST", 1000]
+    assert run_tool("model_info", *args) == 0
+    assert json.loads(Path("info.json").read_text())["input_size"] == [192, 256]
+
+
+@pytest.mark.parametrize("name", ["model_info", "predict"])
+def test_a_mistake_is_one_sentence_and_status_2(name: str) -> None:
+    paths = os.pathsep.join(filter(None, map(os.path.abspath, sys.path)))
+    needed = ["--weights", "w", "--output", "o", "--input", "i"] if name == "predict" else []
+    done = subprocess.run(
+        [sys.executable, TOOLS / f"{name}.py", "--config-file", "none.yaml", *needed],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{name}.py: The config file 'none.yaml'")

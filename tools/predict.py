@@ -1,0 +1,193 @@
+#!/usr/bin/env python
+"""Detect objects in images, in folders of images, or in a registered dataset.
+
+Writes a picture with the boxes, class names and scores for each image, and all detections as one
+COCO-format JSON file. An image that cannot be read is reported; the others are still processed.
+The exit status is 2 if anything failed or nothing was written.
+"""
+
+import argparse
+import glob
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from clsloc import cli
+from clsloc.engine import setup_cfg
+from clsloc.errors import UserError
+from clsloc.files import write_error
+from clsloc.prediction import Predictor, coco_annotations
+from detectron2.data import DatasetCatalog, Metadata
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SMALLEST_PICTURE = 480  # of the longer side: labels on a smaller picture cannot be read
+HEADER = 16
+
+Record = dict[str, Any]  # as in a dataset: file_name, image_id and, where known, annotations
+
+
+def parser() -> argparse.ArgumentParser:
+    result = cli.make_parser(__doc__, json_help="write the detections there (default: in DIR)")
+    result.add_argument("--weights", metavar="FILE", required=True, help="the trained weights")
+    source = result.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", nargs="+", metavar="PATH", help="images, folders of images, patterns in quotes"
+    )
+    source.add_argument("--dataset", metavar="NAME", help="a registered dataset, e.g. digits_val")
+    result.add_argument("--output", metavar="DIR", required=True, help="folder for what is written")
+    result.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="T",
+        help="leave out detections with a lower score (default: %(default)s); "
+        "the config has a test threshold of its own",
+    )
+    result.add_argument("--max-images", type=int, metavar="N", help="stop after so many images")
+    result.add_argument(
+        "--compare-gt", action="store_true", help="with --dataset: draw the ground truth beside"
+    )
+    return result
+
+
+def main(args: argparse.Namespace) -> int:
+    """Predict, draw and write; returns the exit status."""
+    if args.compare_gt and not args.dataset:
+        raise UserError("--compare-gt needs ground truth; name a dataset with --dataset.")
+    cfg = setup_cfg(args, overrides=["MODEL.WEIGHTS", args.weights])
+    records, failures = _dataset(args.dataset) if args.dataset else _find_images(args.input)
+    records = records[: args.max_images]
+    output = _make_folder(args.output, records)
+    predictor = Predictor(cfg)
+    metadata = Metadata(thing_classes=[category["name"] for category in predictor.categories])
+
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": predictor.categories}
+    for record, picture in zip(records, _picture_paths(records, output)):
+        try:
+            image = _read(record["file_name"])
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        instances = predictor(image)["instances"].to("cpu")
+        instances = instances[instances.scores >= args.threshold]
+        _add(content, record, image, coco_annotations(instances, predictor.categories))
+        _save(_draw(image, instances, metadata, record if args.compare_gt else None), picture)
+        print(f"{record['file_name']}: {len(instances)} detections, drawn in {picture}")
+
+    cli.write_json(content, args.json or output / "predictions.json")
+    for failure in failures:
+        print(f"predict.py: {failure}", file=sys.stderr)
+    return UserError.EXIT_STATUS if failures or not content["images"] else 0
+
+
+def _dataset(name: str) -> tuple[list[Record], list[str]]:
+    if name not in DatasetCatalog.list():
+        raise UserError(f"There is no dataset {name!r}; register it with --coco or --voc.")
+    return DatasetCatalog.get(name), []
+
+
+def _find_images(paths: list[str]) -> tuple[list[Record], list[str]]:
+    """The images behind files, folders and patterns, each once; and what could not be found."""
+    files: list[str] = []
+    failures: list[str] = []
+    for path in paths:
+        found = _expand(path)
+        files += found
+        if not found:
+            kinds = ", ".join(IMAGE_SUFFIXES)
+            failures.append(f"{path!r} is no image, and no folder or pattern of images ({kinds}).")
+    unique = enumerate(dict.fromkeys(files), start=1)
+    return [{"image_id": number, "file_name": file} for number, file in unique], failures
+
+
+def _expand(path: str) -> list[str]:
+    if os.path.isfile(path):
+        return [path]
+    pattern = os.path.join(glob.escape(path), "*") if os.path.isdir(path) else path
+    return sorted(
+        file
+        for file in glob.glob(pattern, recursive=True)
+        if os.path.isfile(file) and file.lower().endswith(IMAGE_SUFFIXES)
+    )
+
+
+def _make_folder(name: str, records: list[Record]) -> Path:
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(name, error) from error
+    if folder.resolve() in {Path(record["file_name"]).resolve().parent for record in records}:
+        raise UserError(f"The images lie in {name!r} too; choose another folder for --output.")
+    return folder
+
+
+def _picture_paths(records: list[Record], folder: Path) -> list[Path]:
+    """A name for each picture: that of the image, with its id where two have the same."""
+    stems = [Path(record["file_name"]).stem for record in records]
+    times = Counter(stems)
+    return [
+        folder / (f"{stem}.jpg" if times[stem] == 1 else f"{stem}_{record['image_id']}.jpg")
+        for stem, record in zip(stems, records)
+    ]
+
+
+def _read(file_name: str) -> np.ndarray:
+    """A BGR image (H, W, 3), upright."""
+    try:
+        return read_image(file_name, format="BGR")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file_name!r} cannot be read as an image ({error}).") from error
+
+
+def _add(
+    content: dict[str, Any], record: Record, image: np.ndarray, annotations: list[dict[str, Any]]
+) -> None:
+    height, width = image.shape[:2]
+    image_id = record["image_id"]
+    content["images"].append(
+        {"id": image_id, "file_name": record["file_name"], "height": height, "width": width}
+    )
+    for number, annotation in enumerate(annotations, start=len(content["annotations"]) + 1):
+        content["annotations"].append({"id": number, "image_id": image_id} | annotation)
+
+
+def _draw(
+    image: np.ndarray, instances: Instances, metadata: Metadata, ground_truth: Record | None
+) -> Image.Image:
+    """The predictions on the image and, where asked for, the ground truth to their right."""
+    panels = {"predictions": _visualizer(image, metadata).draw_instance_predictions(instances)}
+    if ground_truth is None:
+        return Image.fromarray(panels["predictions"].get_image())
+    panels["ground truth"] = _visualizer(image, metadata).draw_dataset_dict(ground_truth)
+
+    height, width = panels["predictions"].get_image().shape[:2]
+    picture = Image.new("RGB", (2 * width, height + HEADER), "white")
+    for column, (title, panel) in enumerate(panels.items()):
+        picture.paste(Image.fromarray(panel.get_image()), (column * width, HEADER))
+        ImageDraw.Draw(picture).text((column * width + 4, 2), title, fill="black")
+    return picture
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path, quality=92)
+    except OSError as error:
+        raise write_error(str(path), error) from error
+
+
+def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
+    scale = max(1.0, SMALLEST_PICTURE / max(image.shape[:2]))
+    return Visualizer(np.ascontiguousarray(image[:, :, ::-1]), metadata, scale=scale)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, parser()))
