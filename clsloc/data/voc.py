@@ -11,8 +11,7 @@ from PIL import Image
 
 from clsloc.errors import UserError
 from detectron2.structures import BoxMode
-
-logger = logging.getLogger(__name__)
+from detectron2.utils.logger import log_first_n
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -99,7 +98,8 @@ def _load_object(
         raise UserError(f"{str(file)!r} has a box without four numbers; correct it.") from error
     x0, y0, x1, y1 = corners
     if x1 <= x0 or y1 <= y0:
-        logger.warning("Dropped a %s of zero area, %s, in %s.", name, corners, file)
+        message = f"Dropped a {name} of zero area, {corners}, in {file}."
+        log_first_n(logging.WARNING, message, name=__name__, key="message")
         return None
     return {
         "bbox": [max(x0 - 1, 0.0), max(y0 - 1, 0.0), x1, y1],  # counted from 0 by some programs
