@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from torch import nn
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
@@ -38,10 +39,10 @@ def _tiny_resnet(**kwargs) -> ResNet:
 
 def test_basic_block_adds_its_input():
     block = BasicBlock(2, 2, norm="")
-    for parameter in block.parameters():
-        parameter.data.zero_()
+    for conv in (block.conv1, block.conv2):
+        nn.init.dirac_(conv.weight)
     x = torch.randn(1, 2, 4, 4)
-    assert torch.equal(block(x.clone()), x.relu())
+    torch.testing.assert_close(block(x), (x.relu() + x).relu())
     assert block.shortcut is None
 
 
@@ -123,6 +124,8 @@ def test_resnet_drops_stages_that_nobody_asked_for():
 def test_resnet_classifies():
     resnet = _tiny_resnet(num_classes=5)
     assert resnet(torch.randn(2, 3, 32, 32))["linear"].shape == (2, 5)
+    wide = _tiny_resnet(num_classes=1000)
+    assert wide.linear.weight.std().item() == pytest.approx(0.01, rel=0.05)
     with pytest.raises(AssertionError):
         resnet(torch.randn(3, 32, 32))
 
@@ -276,7 +279,7 @@ class _OneMap(Backbone):
 def test_backbones_can_be_registered(monkeypatch):
     monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "OneMap", lambda cfg, shape: _OneMap())
     assert isinstance(build_backbone(_cfg("OneMap")), _OneMap)
-    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "Wrong", lambda cfg, shape: torch.nn.ReLU())
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "Wrong", lambda cfg, shape: nn.ReLU())
     with pytest.raises(AssertionError):
         build_backbone(_cfg("Wrong"))
     with pytest.raises(KeyError, match="NoSuchBackbone"):
