@@ -1,7 +1,16 @@
 import torch
+from torch import nn
 
-from clsloc.lazy import rows_of_batch, surviving_rows, take_rows
+from clsloc.lazy import (
+    foreground_rows,
+    rows_are_independent,
+    rows_of_batch,
+    surviving_rows,
+    take_rows,
+)
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import Instances
 
 
 def test_survivors_by_hand():
@@ -52,3 +61,20 @@ def test_detections_and_their_rows_are_those_of_all_rows():
         assert torch.equal(a.pred_classes, b.pred_classes)
     for a, b in zip(take_rows(rows, kept), expected_rows, strict=True):
         assert torch.equal(a, b)
+
+
+def test_foreground_rows_by_hand():
+    proposals = []
+    for labels in ([3, 0, 2, 3], [3], []):
+        proposals.append(Instances((10, 10), gt_classes=torch.tensor(labels, dtype=torch.int64)))
+    rows = foreground_rows(proposals, num_classes=3)
+    assert [r.tolist() for r in rows] == [[1, 2], [], []]
+
+
+def test_rows_mix_only_through_batch_statistics():
+    tower = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4))
+    assert rows_are_independent(tower.train())
+    tower.append(nn.BatchNorm2d(4))
+    assert rows_are_independent(tower.eval())
+    assert not rows_are_independent(tower.train())
+    assert rows_are_independent(nn.Sequential(FrozenBatchNorm2d(4)).train())

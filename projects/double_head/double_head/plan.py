@@ -16,6 +16,7 @@ __all__ = ["MODES", "PREDICTORS", "HeadPlan", "effective_weights"]
 
 PREDICTORS = ("fc_cls", "fc_reg", "conv_cls", "conv_reg")
 KINDS = ("fc", "conv")
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN")
 FUSED = tuple(method for method in FUSIONS if method != "none")
 
 # Evaluation modes of Figure 8: (source of the scores, source of the boxes).
@@ -53,12 +54,14 @@ class HeadPlan:
         loss_weights: weight of each predictor that is trained, in the order of `PREDICTORS`;
             exactly these predictors are built.
         separate_towers: each predictor reads a tower of its own.
+        roi_scales: factor on the proposals before pooling, for towers of each kind.
         score: source of class scores at inference: "fc", "conv" or a fusion of both.
         box: source of boxes at inference: "fc" or "conv".
     """
 
     loss_weights: dict[str, float]
     separate_towers: bool
+    roi_scales: dict[str, float]
     score: str
     box: str
 
@@ -70,11 +73,13 @@ class HeadPlan:
                 what is not trained.
         """
         node = cfg.MODEL.DOUBLE_HEAD
+        _check_choice("NORM", node.NORM, NORMS)
         weights = dict(zip(PREDICTORS, _weights_from_config(node), strict=True))
         trained = {name: weight for name, weight in weights.items() if weight > 0}
         _check_trained(trained, node)
         score, box = resolve_test_sources(trained, node.TEST_SCORE, node.TEST_BOX)
-        return cls(trained, node.SEPARATE_TOWERS, score, box)
+        scales = {kind: _scale_from_config(node, kind) for kind in KINDS}
+        return cls(trained, node.SEPARATE_TOWERS, scales, score, box)
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -84,6 +89,10 @@ class HeadPlan:
     def tower_of(self, predictor: str) -> str:
         """The tower that a predictor reads: "fc", "conv", or of its own name when separate."""
         return predictor if self.separate_towers else kind_of(predictor)
+
+    def scale_of(self, tower: str) -> float:
+        """The scale at which a tower looks at proposals: it belongs to the kind, not the task."""
+        return self.roi_scales[kind_of(tower)]
 
     @property
     def classifiers(self) -> list[str]:
@@ -158,6 +167,13 @@ def _weights_from_config(node: CfgNode) -> Sequence[float]:
             f"({', '.join(PREDICTORS)}) or empty, got {given}."
         )
     return given
+
+
+def _scale_from_config(node: CfgNode, kind: str) -> float:
+    key = f"{kind.upper()}_ROI_SCALE"
+    if not 0 < node[key] < math.inf:
+        raise UserError(f"MODEL.DOUBLE_HEAD.{key} must be larger than 0, got {node[key]}.")
+    return node[key]
 
 
 def _is_weight(value: object) -> bool:

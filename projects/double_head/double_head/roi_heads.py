@@ -54,19 +54,15 @@ class DoubleHeadROIHeads(StandardROIHeads):
     """
 
     @configurable
-    def __init__(
-        self, *, roi_scales: dict[str, float], lazy_localisation: bool = True, **kwargs: Any
-    ):
+    def __init__(self, *, lazy_localisation: bool = True, **kwargs: Any):
         """
         Args:
-            roi_scales: factor on the proposals before pooling for towers of kind "fc" and "conv".
             lazy_localisation: give a tower that only regresses boxes the RoIs for which it
                 matters, where this changes nothing: at inference those whose score passes the
                 threshold, in training the foreground, if the tower has no batch norm.
             kwargs: arguments of `StandardROIHeads`.
         """
         super().__init__(**kwargs)
-        self.roi_scales = roi_scales
         self.lazy_localisation = lazy_localisation
 
     @classmethod
@@ -76,9 +72,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
                 "Double-Head has no single box to train on: set "
                 "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES to False."
             )
-        node = cfg.MODEL.DOUBLE_HEAD
         return super().from_config(cfg, input_shape) | {
-            "roi_scales": {"fc": node.FC_ROI_SCALE, "conv": node.CONV_ROI_SCALE},
             "lazy_localisation": cfg.CLSLOC.LAZY_LOCALISATION,
         }
 
@@ -198,16 +192,13 @@ class DoubleHeadROIHeads(StandardROIHeads):
         pooled = self._pool(features, proposals, plan.towers)
         return self._run_towers(pooled, plan.loss_weights)
 
-    def _scale_of(self, tower: str) -> float:
-        return self.roi_scales[kind_of(tower)]
-
     def _pool(
         self, features: dict[str, Tensor], proposals: list[Instances], towers: Iterable[str]
     ) -> dict[float, Tensor]:
         """Pool the proposals once for each scale that the towers look at: {scale: (R, C, H, W)}."""
         maps = [features[name] for name in self.box_in_features]
         boxes = [p.proposal_boxes for p in proposals]
-        scales = dict.fromkeys(map(self._scale_of, towers))
+        scales = dict.fromkeys(map(self.box_predictor.plan.scale_of, towers))
         return {scale: self.box_pooler(maps, boxes, scale) for scale in scales}
 
     def _run_on_rows(
@@ -219,8 +210,9 @@ class DoubleHeadROIHeads(StandardROIHeads):
         pooled: dict[float, Tensor],
     ) -> Tensor:
         """One predictor on some rows of each image; pooled features of all rows are reused."""
-        tower = self.box_predictor.plan.tower_of(predictor)
-        scale = self._scale_of(tower)
+        plan = self.box_predictor.plan
+        tower = plan.tower_of(predictor)
+        scale = plan.scale_of(tower)
         if scale in pooled:
             pooled = {scale: pooled[scale][rows_of_batch(rows, [len(p) for p in proposals])]}
         else:
@@ -229,12 +221,13 @@ class DoubleHeadROIHeads(StandardROIHeads):
 
     def _run_towers(self, pooled: dict[float, Tensor], predictors: Iterable[str]) -> RawOutputs:
         """Run the predictors with these names, and each tower that they read once."""
+        plan = self.box_predictor.plan
         outputs = RawOutputs({}, {}, {})
         vectors: dict[str, Tensor] = {}
         for name in predictors:
-            tower = self.box_predictor.plan.tower_of(name)
+            tower = plan.tower_of(name)
             if tower not in vectors:
-                outputs.pooled[tower] = x = pooled[self._scale_of(tower)]
+                outputs.pooled[tower] = x = pooled[plan.scale_of(tower)]
                 head = self.box_head[tower]
                 if kind_of(tower) == "conv":
                     outputs.conv_maps[tower] = x = head.feature_map(x)
