@@ -132,17 +132,18 @@ def _train_sampler_from_config(cfg: CfgNode, dataset: Any) -> torchdata.Sampler 
     if isinstance(dataset, torchdata.IterableDataset):
         logger.info("The training dataset is iterable; no sampler is used.")
         return None
+    # A SEED below 0 asks for a random run, but as in Detectron2 the order of the data is fixed.
     name = cfg.DATALOADER.SAMPLER_TRAIN
     logger.info(f"Training sampler: {name}")
     if name == "TrainingSampler":
-        return TrainingSampler(len(dataset))
+        return TrainingSampler(len(dataset), seed=cfg.SEED)
     if name == "RandomSubsetTrainingSampler":
         return RandomSubsetTrainingSampler(len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO)
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )
-        return RepeatFactorTrainingSampler(factors)
+        return RepeatFactorTrainingSampler(factors, seed=cfg.SEED)
     raise ValueError(
         f"DATALOADER.SAMPLER_TRAIN is '{name}'; use TrainingSampler, "
         "RepeatFactorTrainingSampler or RandomSubsetTrainingSampler."

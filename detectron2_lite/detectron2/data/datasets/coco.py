@@ -265,7 +265,8 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
     with file_lock(output_file):  # several processes may evaluate the same dataset
         if PathManager.exists(output_file) and allow_cached:
             logger.warning(
-                f"{output_file} exists and is used again; remove it if '{dataset_name}' has changed."
+                f"{output_file} exists and is used again; remove it if "
+                f"'{dataset_name}' has changed."
             )
             return
         logger.info(f"Writing '{dataset_name}' in COCO's format to {output_file}")
@@ -285,12 +286,9 @@ def register_coco_instances(name: str, metadata: dict, json_file: str, image_roo
         json_file: path of the annotations.
         image_root: folder of the images.
     """
-    for value, kinds in (
-        (name, str),
-        (json_file, (str, os.PathLike)),
-        (image_root, (str, os.PathLike)),
-    ):
-        assert isinstance(value, kinds), f"Names and paths must be strings, got {value!r}."
+    assert isinstance(name, str), f"The name of a dataset is a string, got {name!r}."
+    for path in (json_file, image_root):
+        assert isinstance(path, (str, os.PathLike)), f"A path is a string, got {path!r}."
     if name not in DatasetCatalog:
         DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
     MetadataCatalog.get(name).set(
