@@ -17,6 +17,14 @@ def add_core_config(cfg: CfgNode) -> None:
     # (where the classification does not need that path). The detections are the same either way.
     node.LAZY_LOCALISATION = True
 
+    node.BEST = CfgNode()
+    # Keep the checkpoint with the largest value of this metric as model_best.pth, e.g. "bbox/AP"
+    # (with several test sets "<dataset>/bbox/AP"); compared every TEST.EVAL_PERIOD iterations and
+    # at the end. Empty: keep none.
+    node.BEST.METRIC = ""
+    # Stop training after this many evaluations in a row without a new best; 0: never.
+    node.BEST.PATIENCE = 0
+
     node.TEST = CfgNode()
     # Report the AP of every class beside the averages.
     node.TEST.PER_CLASS = False

@@ -9,6 +9,20 @@ from typing import IO
 
 from clsloc.errors import UserError
 
+_NO_RIGHT = "choose an output folder that you may write to"
+_REMEDIES = {
+    errno.ENOSPC: "free some space there or choose another output folder",
+    errno.EDQUOT: "free some of the quota or choose another output folder",
+    errno.EFBIG: "raise the limit for the size of files or choose another output folder",
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: _NO_RIGHT,
+    errno.ENOTDIR: "a part of this path is a file; choose another output folder",
+    errno.EISDIR: "this is a folder; choose another name",
+}
+OUTPUT_ERRORS = frozenset(_REMEDIES)
+"""The ``errno`` values of errors that the choice of the output folder causes."""
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
@@ -43,13 +57,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
 def write_error(path: str, error: OSError) -> UserError:
     """The sentence for a file that could not be written."""
-    remedy = {
-        errno.ENOSPC: "free some space there or choose another output folder",
-        errno.EDQUOT: "free some of the quota or choose another output folder",
-        errno.EACCES: "choose an output folder that you may write to",
-        errno.EPERM: "choose an output folder that you may write to",
-        errno.EROFS: "choose an output folder that you may write to",
-    }.get(error.errno, "check the output folder")
+    remedy = _REMEDIES.get(error.errno, "check the output folder")
     return UserError(f"{path!r} could not be written ({error.strerror or error}); {remedy}.")
 
 

@@ -73,6 +73,12 @@ class Checkpointer(DetectionCheckpointer):
         return super().resume_or_load(path, resume=resume)
 
     def save(self, name: str, **kwargs: Any) -> None:
+        self.save_aside(name, **kwargs)
+        if self.save_dir and self.save_to_disk:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_aside(self, name: str, **kwargs: Any) -> None:
+        """As ``save``, but resuming will not start from this checkpoint."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
@@ -86,7 +92,6 @@ class Checkpointer(DetectionCheckpointer):
                 f"The checkpoint {path!r} could not be written ({_first_line(error)}); free some "
                 "space there and continue with --resume from the one before."
             ) from error
-        self.tag_last_checkpoint(os.path.basename(path))
         logger.info("Saved the checkpoint %s.", path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

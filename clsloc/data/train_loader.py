@@ -7,23 +7,18 @@ the seed and on its position in the stream alone.
 """
 
 import copy
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clsloc.data.batches import Key, ResumableBatches
+from clsloc.data.safe_mapper import Mapper, SafeMapper, Sample, raise_errors
 from clsloc.errors import UserError
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
-
-Sample = dict[str, Any]
-Mapper = Callable[[Sample], Sample]
 
 
 class TrainLoader:
@@ -90,11 +85,7 @@ class TrainLoader:
             # Else the loader would draw from the generator that the training step uses.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        for batch in loader:
-            for sample in batch:
-                if isinstance(sample, UserError):
-                    raise sample
-            yield batch
+        return raise_errors(loader)
 
 
 class _Stream:
@@ -113,7 +104,7 @@ class _SeededDataset(Dataset):
 
     def __init__(self, dataset: Sequence[Sample], mapper: Mapper, seed: int) -> None:
         self._dataset = dataset
-        self._mapper = mapper
+        self._mapper = SafeMapper(mapper)
         self._seed = seed
 
     def __len__(self) -> int:
@@ -122,19 +113,8 @@ class _SeededDataset(Dataset):
     def __getitem__(self, key: Key) -> Sample | UserError:
         position, index = key
         sample = copy.deepcopy(self._dataset[index])
-        file_name = sample.get("file_name", f"sample {index}")
         with seeded(self._seed, position):
-            try:
-                return self._mapper(sample)
-            except FileNotFoundError:
-                reason = "does not exist; check the image folder of the dataset"
-            except SizeMismatchError as error:
-                text = " ".join(str(error).split()).rstrip(".")
-                reason = f"has another size than the annotations say ({text}); correct them"
-            except (OSError, SyntaxError) as error:  # SyntaxError: PIL's for a broken PNG
-                reason = f"cannot be read ({error}); replace it or drop it from the dataset"
-            # Returned, for a worker would wrap a raised error in its traceback.
-            return UserError(f"The image {os.fspath(file_name)!r} {reason}.")
+            return self._mapper(sample)
 
 
 @contextmanager

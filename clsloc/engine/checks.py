@@ -80,13 +80,12 @@ def check_dataset_names(names: Iterable[str]) -> None:
 def check_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
     """The datasets agree on their classes, and the architecture has as many.
 
-    A dataset without class names, such as an unlabelled test set, is passed over. The metadata
-    must have been filled, which some datasets do only when they are loaded.
+    A dataset without class names, such as an unlabelled test set, is passed over.
     """
     key = class_count_key(cfg)
     first_name, first_classes = "", None
     for name in dataset_names:
-        classes = MetadataCatalog.get(name).get("thing_classes")
+        classes = _class_names(name)
         if not classes:
             continue
         if first_classes is None:
@@ -102,6 +101,13 @@ def check_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
                 f"{key} is {get_value(cfg, key)} but the dataset {name!r} has {len(classes)} "
                 f"classes, {_listed(classes)}; set {key} {len(classes)}."
             )
+
+
+def _class_names(name: str) -> Sequence[str] | None:
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        DatasetCatalog.get(name)  # many datasets know their classes only when they are loaded
+    return metadata.get("thing_classes")
 
 
 def class_count_key(cfg: CfgNode) -> str | None:

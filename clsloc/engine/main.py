@@ -10,18 +10,23 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from clsloc.checkpoint import Checkpointer
+from clsloc.engine.checks import check_config, check_learning_rate
 from clsloc.engine.config_file import resolve_config_file
 from clsloc.engine.projects import ConfigFunction
 from clsloc.engine.results import write_results
 from clsloc.engine.setup import setup_cfg
 from clsloc.engine.trainer import Trainer
 from clsloc.errors import UserError
-from detectron2.checkpoint import DetectionCheckpointer
+from clsloc.files import OUTPUT_ERRORS, write_error
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
+INTERRUPTED_STATUS = 130
+"""The exit status of a program that Ctrl-C ended, by the custom of shells."""
 
 
 def run(args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = ()) -> int:
@@ -49,6 +54,8 @@ def run(args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = (
         )
     except UserError as error:
         sentence = str(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
     except ProcessRaisedException as error:
         sentence = _user_error_in(str(error))
         if not sentence:
@@ -74,12 +81,19 @@ def main(
         The metrics as ``Trainer.test`` returns them; they also stand in ``results.json`` in
         OUTPUT_DIR.
     """
-    cfg = _prepare(args, config_functions)
-    if args.eval_only:
-        return _evaluate(cfg, args.resume)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    try:
+        cfg = _prepare(args, config_functions)
+        if args.eval_only:
+            return _evaluate(cfg, args.resume)
+        configured = setup_cfg(config_file=args.config_file, config_functions=config_functions)
+        check_learning_rate(cfg, configured)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    except OSError as error:
+        if error.errno not in OUTPUT_ERRORS:
+            raise
+        raise write_error(error.filename or "A file below OUTPUT_DIR", error) from error
 
 
 def _prepare(args: argparse.Namespace, config_functions: Sequence[ConfigFunction]) -> CfgNode:
@@ -98,8 +112,16 @@ def _prepare(args: argparse.Namespace, config_functions: Sequence[ConfigFunction
 
 def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     start = time.perf_counter()
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty; name the datasets to evaluate on.")
+    if not cfg.MODEL.WEIGHTS and not resume:
+        raise UserError(
+            "There are no weights to evaluate; set MODEL.WEIGHTS, or give --resume to take the "
+            "last checkpoint in OUTPUT_DIR."
+        )
+    check_config(cfg, cfg.DATASETS.TEST)
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():

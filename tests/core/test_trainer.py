@@ -55,7 +55,7 @@ def test_train_then_evaluate_then_resume(parse, tmp_path):
     args.opts += ["SOLVER.MAX_ITER", "3"]
     main(args)
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "Starting training from iteration 2" in log
+    assert "model_final.pth at iteration 2 of 3" in log
     checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 2
 
