@@ -277,26 +277,44 @@ class ResNet(Backbone):
 
         ``block_class`` is by default what that depth has; ``kwargs`` go to every block.
         """
-        deep = depth >= 50
-        if block_class is None:
-            block_class = BottleneckBlock if deep else BasicBlock
-        stages, in_channels, width = [], 64, 64
-        for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[depth]):
-            if deep:
-                kwargs["bottleneck_channels"] = width
-            out_channels = 4 * width if deep else width
-            stages.append(
-                ResNet.make_stage(
-                    block_class,
-                    num_blocks,
-                    in_channels=in_channels,
-                    out_channels=out_channels,
-                    stride_per_block=[1 if index == 0 else 2] + [1] * (num_blocks - 1),
-                    **kwargs,
-                )
-            )
-            in_channels, width = out_channels, 2 * width
-        return stages
+        return _make_stages(
+            depth, 64, 256 if depth >= 50 else 64, 64, block_class=block_class, **kwargs
+        )
+
+
+def _make_stages(
+    depth: int,
+    in_channels: int,
+    out_channels: int,
+    bottleneck_channels: int,
+    res5_dilation: int = 1,
+    block_class: type[CNNBlockBase] | None = None,
+    **kwargs: Any,
+) -> list[list[CNNBlockBase]]:
+    """The four stages of ResNet-``depth``; widths are those of the first and double each time."""
+    deep = depth >= 50
+    if block_class is None:
+        block_class = BottleneckBlock if deep else BasicBlock
+    stages = []
+    for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[depth]):
+        width = 2**index
+        own = {"bottleneck_channels": bottleneck_channels * width} if deep else {}
+        first_stride = 1 if index == 0 else 2
+        if index == 3 and res5_dilation == 2:
+            # Dilation takes the place of the stride.
+            own["dilation"], first_stride = 2, 1
+        stage = ResNet.make_stage(
+            block_class,
+            num_blocks,
+            in_channels=in_channels,
+            out_channels=out_channels * width,
+            stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+            **own,
+            **kwargs,
+        )
+        stages.append(stage)
+        in_channels = out_channels * width
+    return stages
 
 
 def make_stage(*args: Any, **kwargs: Any) -> list[CNNBlockBase]:
@@ -310,35 +328,18 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     node = cfg.MODEL.RESNETS
     _check_resnet_config(node)
     stem = BasicStem(input_shape.channels, node.STEM_OUT_CHANNELS, node.NORM)
-
-    stages = []
-    in_channels, out_channels = node.STEM_OUT_CHANNELS, node.RES2_OUT_CHANNELS
-    bottleneck_channels = node.NUM_GROUPS * node.WIDTH_PER_GROUP
-    # All four are made, whatever is kept: the random numbers used must not depend on the outputs.
-    for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[node.DEPTH]):
-        dilation = node.RES5_DILATION if index == 3 else 1
-        # Dilation takes the place of the stride.
-        first_stride = 1 if index == 0 or dilation == 2 else 2
-        kwargs: dict[str, Any] = {"norm": node.NORM}
-        if node.DEPTH >= 50:
-            kwargs.update(
-                bottleneck_channels=bottleneck_channels,
-                stride_in_1x1=node.STRIDE_IN_1X1,
-                dilation=dilation,
-                num_groups=node.NUM_GROUPS,
-            )
-        stages.append(
-            ResNet.make_stage(
-                BottleneckBlock if node.DEPTH >= 50 else BasicBlock,
-                num_blocks,
-                in_channels=in_channels,
-                out_channels=out_channels,
-                stride_per_block=[first_stride] + [1] * (num_blocks - 1),
-                **kwargs,
-            )
-        )
-        in_channels = out_channels
-        out_channels, bottleneck_channels = 2 * out_channels, 2 * bottleneck_channels
+    kwargs = {"norm": node.NORM}
+    if node.DEPTH >= 50:
+        kwargs.update(stride_in_1x1=node.STRIDE_IN_1X1, num_groups=node.NUM_GROUPS)
+    # All stages are made, whatever is kept: the random numbers used must not depend on the outputs.
+    stages = _make_stages(
+        node.DEPTH,
+        node.STEM_OUT_CHANNELS,
+        node.RES2_OUT_CHANNELS,
+        node.NUM_GROUPS * node.WIDTH_PER_GROUP,
+        node.RES5_DILATION,
+        **kwargs,
+    )
     return ResNet(
         stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
     )
