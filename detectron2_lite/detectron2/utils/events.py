@@ -139,7 +139,8 @@ class EventStorage:
         """Like :meth:`latest`, with the median over the last ``window_size`` iterations for the
         scalars put with ``smoothing_hint=True``."""
         result = {}
-        for name, (value, iteration) in self._latest_scalars.items():
+        # A copy, here and in the printer: a trainer may put scalars in a thread meanwhile.
+        for name, (value, iteration) in list(self._latest_scalars.items()):
             if self._smoothing_hints[name]:
                 value = self._history[name].median(self.count_samples(name, window_size))
             result[name] = (value, iteration)
@@ -341,7 +342,7 @@ class CommonMetricPrinter(EventWriter):
     def _medians(self, storage: EventStorage, word: str) -> str:
         return "  ".join(
             f"{name}: {history.median(storage.count_samples(name, self._window_size)):.4g}"
-            for name, history in storage.histories().items()
+            for name, history in list(storage.histories().items())
             if word in name
         )
 
