@@ -155,16 +155,9 @@ class COCOEvaluator(DatasetEvaluator):
     ) -> None:
         """Write the detections of all images and put their AP into the results."""
         detections = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
-        if hasattr(self._metadata, "thing_dataset_id_to_contiguous_id"):
-            id_map = self._metadata.thing_dataset_id_to_contiguous_id
-            dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in id_map.items()}
-            for detection in detections:
-                category = detection["category_id"]
-                assert category in dataset_ids, (
-                    f"A detection has class {category}, but the dataset has {len(id_map)} classes, "
-                    f"0 to {len(id_map) - 1}; check the number of classes of the model."
-                )
-                detection["category_id"] = dataset_ids[category]
+        id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if id_map is not None:
+            detections = _with_dataset_ids(detections, id_map)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             self._logger.info(f"Writing detections to {path}")
@@ -248,6 +241,17 @@ class COCOEvaluator(DatasetEvaluator):
         self._logger.info(f"{iou_type} AP of each category:\n" + _table_of_classes(per_class))
         results.update({f"AP-{name}": ap for name, ap in per_class.items()})
         return results
+
+
+def _with_dataset_ids(detections: list[dict], id_map: dict[int, int]) -> list[dict]:
+    """Copies with the dataset's own category ids, which are the keys of ``id_map``."""
+    dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in id_map.items()}
+    for detection in detections:
+        assert detection["category_id"] in dataset_ids, (
+            f"A detection has class {detection['category_id']}, but the dataset has "
+            f"{len(id_map)} classes, 0 to {len(id_map) - 1}; check the model's number of classes."
+        )
+    return [{**d, "category_id": dataset_ids[d["category_id"]]} for d in detections]
 
 
 def _table_of_classes(per_class: dict[str, float]) -> str:
