@@ -1,6 +1,10 @@
 # make demo     train, evaluate and look at Double-Head on the digits data, on a CPU
 # make test     the whole test suite
-# make env      only the environment of the two: VENV=folder, PYTHON=interpreter
+# make env      only the environment of the two
+# make lint     ruff, as the settings in pyproject.toml say
+# make clean    remove what builds, tests and the demo leave behind
+#
+# VENV=folder  PYTHON=interpreter  CONSTRAINTS=file or nothing  PIP_ARGS=...  TEST_ARGS=...
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -16,13 +20,14 @@ DEMO_OUTPUT ?= output/demo
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.clsloc-installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS) $(PIP_ARGS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install \
+	$(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 CAN_BE_USED := import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
 
 .PHONY: help demo test env lint clean
 
 help:
-	@grep '^# make' Makefile | cut -c3-
+	@sed -n 's/^#$$//p; s/^# \([mV]\)/\1/p' Makefile
 
 # --- environment ------------------------------------------------------------------------------
 
