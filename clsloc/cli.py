@@ -67,6 +67,7 @@ def make_parser(
     description: str,
     *,
     config: bool = True,
+    overrides: bool = False,
     json_help: str = "write the figures to this file too",
 ) -> argparse.ArgumentParser:
     """A parser with the flags that all programs share.
@@ -75,16 +76,18 @@ def make_parser(
         description: the first lines of ``--help``.
         config: whether the program works with a config: adds ``--config-file``, the flags that
             register datasets, and trailing ``KEY VALUE`` overrides.
+        overrides: take the overrides also without ``config``.
         json_help: what ``--json`` writes.
     """
-    kind = OverridesParser if config else argparse.ArgumentParser
+    kind = OverridesParser if config or overrides else argparse.ArgumentParser
     parser = kind(
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if config:
+    if config or overrides:
         parser.epilog = "Trailing KEY VALUE pairs override the config, e.g. MODEL.DEVICE cpu."
+    if config:
         parser.add_argument(
             "--config-file", metavar="FILE", required=True, help="YAML file or model-zoo name"
         )

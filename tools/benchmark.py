@@ -29,7 +29,6 @@ SIDES = ("a", "b")
 
 def parser() -> argparse.ArgumentParser:
     result = make_parser(__doc__)
-    result.formatter_class = argparse.RawDescriptionHelpFormatter
     add = result.add_argument
     add("--baseline", metavar="FILE", help="config of B; that of A by default")
     add("--size", type=int, nargs=2, metavar=("H", "W"), default=(800, 1088))

@@ -38,7 +38,6 @@ Part = tuple[dict[str, Any], str]
 
 def parser() -> argparse.ArgumentParser:
     result = make_parser(__doc__, config=False)
-    result.formatter_class = argparse.RawDescriptionHelpFormatter
     add_dataset_flags(result)
     result.add_argument(
         "--open-images", action="store_true", help="also open every image: damage, size, EXIF"
