@@ -1,12 +1,11 @@
 """Counting the operations, activations and parameters of a model on given inputs."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import fvcore.nn
 import torch
-from fvcore.nn import activation_count, flop_count, parameter_count, parameter_count_table
+from fvcore.nn import activation_count, parameter_count, parameter_count_table
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils import _pytree as pytree
@@ -52,6 +51,7 @@ class _TensorsInTensorsOut(nn.Module):
     def flattened_inputs(self) -> tuple[torch.Tensor, ...]:
         return tuple(self._leaves[position] for position in self._positions)
 
+    @torch.no_grad()  # layers such as FrozenBatchNorm2d compute another way for gradients
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         leaves = list(self._leaves)
         for position, tensor in zip(self._positions, tensors):
@@ -90,41 +90,37 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
         self.set_op_handle(**dict.fromkeys(_IGNORED_OPS))
 
 
-def flop_count_operators(model: nn.Module, inputs: list) -> defaultdict[str, float]:
-    """GFLOPs by operator of inference on one image; a multiplication with an addition is one.
+def flop_count_operators(model: nn.Module, inputs: list) -> dict[str, float]:
+    """GFLOPs of inference by operator; a multiplication with its addition counts as one.
 
     Args:
-        model: takes a list of dicts.
-        inputs: a list of one dict with ``"image"``.
+        model: takes a list of dicts; counted in evaluation mode.
+        inputs: the model's argument; of one image, since fvcore counts all of it.
     """
-    return _count_operators(flop_count, model, inputs)
+    was_training = model.training
+    counts = FlopCountAnalysis(model.eval(), inputs).by_operator()
+    model.train(was_training)
+    return {operator: count / 1e9 for operator, count in counts.items()}
 
 
 def activation_count_operators(
     model: nn.Module, inputs: list, **kwargs: Any
 ) -> defaultdict[str, float]:
-    """Millions of output elements by operator of inference on one image.
+    """Millions of output elements of inference on one image by operator.
 
     Args:
-        model: takes a list of dicts.
-        inputs: a list of one dict with ``"image"``.
+        model: takes a list of dicts; counted in evaluation mode.
+        inputs: a list of one dict, of which only ``"image"`` is used.
         kwargs: passed to fvcore's ``activation_count``.
     """
-    return _count_operators(activation_count, model, inputs, **kwargs)
-
-
-def _count_operators(
-    count: Callable, model: nn.Module, inputs: list, **kwargs: Any
-) -> defaultdict[str, float]:
-    assert len(inputs) == 1, f"Operators are counted on one image, not on {len(inputs)}."
+    assert len(inputs) == 1, f"Activations are counted on one image, not on {len(inputs)}."
     handles = dict.fromkeys(_IGNORED_OPS, _nothing)
     handles.update(kwargs.pop("supported_ops", {}))
     if isinstance(model, (DistributedDataParallel, DataParallel)):
         model = model.module
     was_training = model.training
-    # Only the image: what else is in the dict (a file name, a size) may change what is run.
     wrapper = _TensorsInTensorsOut(model, ([{"image": inputs[0]["image"]}],)).eval()
-    counts = count(wrapper, wrapper.flattened_inputs, supported_ops=handles, **kwargs)[0]
+    counts, _ = activation_count(wrapper, wrapper.flattened_inputs, supported_ops=handles, **kwargs)
     model.train(was_training)
     return counts
 
