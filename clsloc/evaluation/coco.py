@@ -1,12 +1,16 @@
 """Average precision at many IoU thresholds."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from clsloc.evaluation.reasons import explain
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+
+logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "APs", "APm", "APl")
 
@@ -47,13 +51,15 @@ class BoxEvaluator(COCOEvaluator):
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
-        """Adds the thresholds that COCO's summary leaves out."""
+        """Adds the thresholds that COCO's summary leaves out, and says why a value is missing."""
         classes = class_names if self._per_class else None
         results = super()._derive_coco_results(coco_eval, iou_type, classes)
         for metric in METRICS:
             if metric not in results:
                 threshold = int(metric.removeprefix("AP")) / 100
                 results[metric] = ap_at(coco_eval, threshold) if coco_eval else float("nan")
+        for sentence in explain(results, coco_eval):
+            logger.warning("%s: %s", self._metadata.name, sentence)
         return {metric: results.pop(metric) for metric in METRICS} | results
 
 

@@ -56,6 +56,36 @@ def test_every_threshold_by_hand(pets, tmp_path):
     assert [item["category_id"] for item in predictions] == [3, 7]
 
 
+def reasons(caplog, pets, found):
+    caplog.clear()
+    run(BoxEvaluator(pets), pets, [found])
+    return " ".join(
+        record.getMessage() for record in caplog.records if record.name.startswith("clsloc")
+    )
+
+
+def test_an_ap_without_value_or_of_zero_comes_with_its_reason(pets, caplog):
+    caplog.set_level("WARNING", logger="clsloc")
+    assert "the model predicts nothing" in reasons(caplog, pets, [])
+    good = [(0, 0.9, (0, 0, 100, 100)), (1, 0.8, (100, 0, 200, 100))]
+    text = reasons(caplog, pets, good)
+    assert "no object below 32² pixels" in text and "AP is 0" not in text
+    swapped = [(1, 0.9, (0, 0, 100, 100)), (0, 0.8, (100, 0, 200, 100))]
+    assert "100 % of the objects are found when classes are ignored" in reasons(
+        caplog, pets, swapped
+    )
+    elsewhere = [(0, 0.9, (0, 0, 10, 10))]
+    assert "no prediction overlaps" in reasons(caplog, pets, elsewhere)
+
+
+def test_an_empty_dataset_is_the_reason(coco_folder, caplog):
+    caplog.set_level("WARNING", logger="clsloc")
+    json_file, root = coco_folder([])
+    register_datasets([["none", "coco", json_file, root]])
+    DatasetCatalog.get("none")
+    assert "the dataset has no object to find" in reasons(caplog, "none", [(0, 0.9, (0, 0, 9, 9))])
+
+
 def test_classes_on_request(pets):
     found = [[(0, 0.9, (0, 0, 100, 72)), (1, 0.8, (100, 0, 200, 93))]]
     results = run(BoxEvaluator(pets, per_class=True), pets, found)["bbox"]
