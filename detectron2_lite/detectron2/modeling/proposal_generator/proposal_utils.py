@@ -25,7 +25,7 @@ def _top_anchors_per_level(
     Returns boxes (N, K, 4), logits (N, K) and level indices (K,), levels one after the other.
     """
     boxes, scores, levels = [], [], []
-    for level, (level_boxes, level_logits) in enumerate(zip(proposals, logits, strict=True)):
+    for level, (level_boxes, level_logits) in enumerate(zip(proposals, logits)):
         count = min(topk, level_logits.shape[1])
         best, index = level_logits.topk(count, dim=1)
         boxes.append(level_boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4)))
@@ -68,7 +68,7 @@ def find_top_rpn_proposals(
     """
     boxes, scores, levels = _top_anchors_per_level(proposals, pred_objectness_logits, pre_nms_topk)
     results = []
-    for image_size, image_boxes, image_scores in zip(image_sizes, boxes, scores, strict=True):
+    for image_size, image_boxes, image_scores in zip(image_sizes, boxes, scores):
         image_levels = levels
         finite = image_boxes.isfinite().all(dim=1) & image_scores.isfinite()
         if not finite.all():
@@ -129,9 +129,8 @@ def add_ground_truth_to_proposals_single_image(
     added.proposal_boxes = boxes
     added.objectness_logits = torch.full((len(boxes),), _GT_LOGIT, device=boxes.device)
     for name in proposals.get_fields():
-        if not added.has(name):
-            raise ValueError(
-                f"The proposals have the field '{name}' but the ground truth does not, "
-                "so they cannot be joined."
-            )
+        assert added.has(name), (
+            f"The proposals have the field '{name}' but the ground truth does not, "
+            "so they cannot be joined."
+        )
     return Instances.cat([proposals, added])

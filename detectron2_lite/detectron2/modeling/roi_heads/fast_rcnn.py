@@ -285,23 +285,27 @@ class FastRCNNOutputLayers(nn.Module):
             pred_deltas: (R, K * B) or (R, B).
             gt_classes: (R,).
         """
-        box_dim = proposal_boxes.shape[-1]
-        foreground = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))[0]
-        if pred_deltas.shape[1] == box_dim:
-            fg_deltas = pred_deltas[foreground]
-        else:
-            per_class = pred_deltas.unflatten(1, (self.num_classes, box_dim))
-            fg_deltas = per_class[foreground, gt_classes[foreground]]
+        deltas = self._of_class(pred_deltas, gt_classes, proposal_boxes.shape[-1])
+        foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
         loss = _dense_box_regression_loss(
-            [proposal_boxes[foreground]],
+            [proposal_boxes],
             self.box2box_transform,
-            [fg_deltas.unsqueeze(0)],
-            [gt_boxes[foreground]],
-            ...,
+            [deltas[None]],
+            [gt_boxes],
+            foreground[None],
             self.box_reg_loss_type,
             self.smooth_l1_beta,
         )
         return loss / max(gt_classes.numel(), 1.0)
+
+    def _of_class(self, values: torch.Tensor, classes: torch.Tensor, box_dim: int) -> torch.Tensor:
+        """Pick the B numbers of its class for each region: (R, B) from (R, K * B), or from (R, B)
+        if all classes share them. Regions without a foreground class get those of any."""
+        if values.shape[1] == box_dim:
+            return values
+        rows = torch.arange(len(values), device=values.device)
+        columns = classes.long().clamp(0, self.num_classes - 1)
+        return values.unflatten(1, (self.num_classes, box_dim))[rows, columns]
 
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -332,13 +336,8 @@ class FastRCNNOutputLayers(nn.Module):
         if not proposals:
             return []
         boxes = cat(self.predict_boxes(predictions, proposals), dim=0)
-        box_dim = proposals[0].proposal_boxes.tensor.shape[1]
-        if boxes.shape[1] > box_dim:
-            gt_classes = cat([p.gt_classes for p in proposals], dim=0).clamp(
-                0, self.num_classes - 1
-            )
-            per_class = boxes.unflatten(1, (self.num_classes, box_dim))
-            boxes = per_class[torch.arange(len(boxes), device=boxes.device), gt_classes]
+        gt_classes = cat([p.gt_classes for p in proposals], dim=0)
+        boxes = self._of_class(boxes, gt_classes, proposals[0].proposal_boxes.tensor.shape[1])
         return list(boxes.split([len(p) for p in proposals]))
 
     def predict_boxes(
