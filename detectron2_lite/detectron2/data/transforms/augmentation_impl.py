@@ -166,15 +166,13 @@ class ResizeShortestEdge(Augmentation):
         oldh: int, oldw: int, short_edge_length: int, max_size: int
     ) -> tuple[int, int]:
         """Height and width after resizing an image of ``oldh`` x ``oldw``."""
-        size = short_edge_length * 1.0
-        scale = size / min(oldh, oldw)
-        newh, neww = scale * oldh, size
-        if oldh < oldw:
-            newh, neww = size, scale * oldw
-        if max(newh, neww) > max_size:
-            scale = max_size * 1.0 / max(newh, neww)
-            newh, neww = newh * scale, neww * scale
-        return int(newh + 0.5), int(neww + 0.5)
+        new_short = short_edge_length * 1.0
+        new_long = new_short / min(oldh, oldw) * max(oldh, oldw)
+        if new_long > max_size:
+            shrink = max_size * 1.0 / new_long
+            new_short, new_long = new_short * shrink, new_long * shrink
+        short, long = int(new_short + 0.5), int(new_long + 0.5)
+        return (short, long) if oldh < oldw else (long, short)
 
 
 class ResizeScale(Augmentation):
