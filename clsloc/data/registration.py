@@ -5,6 +5,7 @@ on the machine where it is used for prediction.
 """
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -54,7 +55,22 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
 def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
     _check_exists(name, json_file, os.path.isfile)
     _check_exists(name, image_root, os.path.isdir)
-    return load_coco_json(json_file, image_root, name)
+    try:
+        return load_coco_json(json_file, image_root, name)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The annotation file {json_file!r} is no valid JSON ({error}); export or copy it "
+            "again."
+        ) from error
+    except KeyError as error:
+        # Detectron2's own sentence about an unknown category, or the name of a missing key.
+        reason = f"it is wrong at {' '.join(str(error.args[0]).split())!r}"
+    except (AssertionError, TypeError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split()) or "its structure is not that of COCO"
+    raise UserError(
+        f"The annotation file {json_file!r} cannot be used ({reason}); look at it with "
+        "tools/check_dataset.py, whose --fix completes what it can."
+    )
 
 
 def register_voc(

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
@@ -17,6 +17,7 @@ from detectron2.modeling import (
     RPN_HEAD_REGISTRY,
 )
 from detectron2.utils import comm
+from detectron2.utils.registry import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +44,25 @@ _CLASS_COUNT_KEYS = {
 
 
 def check_config(cfg: CfgNode, dataset_names: Iterable[str]) -> None:
-    """All checks of this module but that of the schedule.
+    """Check names and classes; the schedule has functions of its own below.
 
     Raises:
         UserError: with the value and the remedy.
     """
-    check_registry_names(cfg)
     dataset_names = list(dataset_names)
     check_dataset_names(dataset_names)
+    check_registry_names(cfg)
     check_classes(cfg, dataset_names)
 
 
 def check_registry_names(cfg: CfgNode) -> None:
     """Every part that the config names exists."""
-    registries = dict(_NAMES_FOR_ALL)
+    _check_registered(cfg, _NAMES_FOR_ALL)
     if is_two_stage(cfg):
-        registries |= _NAMES_FOR_TWO_STAGES
+        _check_registered(cfg, _NAMES_FOR_TWO_STAGES)
+
+
+def _check_registered(cfg: CfgNode, registries: Mapping[str, Registry]) -> None:
     for key, registry in registries.items():
         name = get_value(cfg, key)
         if name not in registry and name not in _NO_NAME:

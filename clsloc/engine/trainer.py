@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
@@ -62,9 +63,9 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.seed: int = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        check_config(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         loader = self.build_train_loader(cfg)
         loader.seed = self.seed
-        check_config(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         log_schedule(cfg, len(loader.dataset))
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -176,8 +177,11 @@ class Trainer(DefaultTrainer):
                     self.iter += 1
                 if self.iter < self.max_iter:
                     self._end_early()
-            finally:
-                self.after_train()
+            except BaseException:
+                with suppress(Exception):  # what fails now too must not hide the first error
+                    self.after_train()
+                raise
+            self.after_train()
 
     def run_step(self) -> None:
         # Every step draws from generators of its own, so that nothing that went before (an
