@@ -237,12 +237,17 @@ def test_training_keeps_no_more_than_the_maps_that_the_backward_pass_needs():
         assert keep_alive.requires_grad
         return sum(sizes.values())
 
+    def allowed_bytes(num_rois):
+        positions, dim, inner = 49, 256, 64
+        up, bottleneck = 3 * inner + 3 * dim, 4 * inner + 2 * dim
+        # theta, phi, g and y; the output of W and of the ReLU; raw and divided affinities.
+        nonlocal_block = 4 * 128 + 2 * dim + 2 * 4 * positions
+        floats = positions * (up + 2 * bottleneck + 2 * nonlocal_block)
+        return 4 * num_rois * floats + 4 * 64 * 1024  # statistics of the norms
+
     x = rois(8, 64, 7)
-    map_bytes = 8 * 49 * 4
-    tower = ConvTower(64, 256, num_blocks=5).train()
-    up, bottleneck = 3 * 64 + 3 * 256, 4 * 64 + 2 * 256
-    statistics = 64 * 1024
-    assert saved_bytes(tower, x) <= (up + 4 * bottleneck) * map_bytes + statistics
+    tower = ConvTower(64, 256, num_blocks=5, nonlocal_args={"inter_channels": 128}).train()
+    assert saved_bytes(tower, x) <= allowed_bytes(8)
 
 
 def test_numbers_of_blocks_that_cannot_be():

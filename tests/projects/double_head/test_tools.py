@@ -1,0 +1,126 @@
+"""Several modes of one model from one pass, and the programs for Figure 8 and Table 3."""
+
+import importlib.util
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from clsloc.cli import run
+from double_head.mode_evaluation import available_rows, detect_in_rows
+
+PROJECT = Path(__file__).parents[3] / "projects" / "double_head"
+EXT = {"MODEL.DOUBLE_HEAD.LAMBDA_FC": 0.7, "MODEL.DOUBLE_HEAD.LAMBDA_CONV": 0.8}
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.DOUBLE_HEAD.CONV_DIM": 128,
+    "MODEL.DOUBLE_HEAD.NONLOCAL.INTER_DIM": 16,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 2,
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three images with a box each, of three classes, as COCO JSON."""
+    images, annotations = [], []
+    for i in range(3):
+        image = np.full((64, 96, 3), 90, np.uint8)
+        cv2.rectangle(image, (20, 10), (60, 50), (255, 80 * i, 0), -1)
+        cv2.imwrite(str(tmp_path / f"{i}.png"), image)
+        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 96})
+        box = {"bbox": [20, 10, 40, 40], "area": 1600, "iscrowd": 0}
+        annotations.append({"id": i + 1, "image_id": i, "category_id": i + 1, **box})
+    categories = [{"id": i + 1, "name": f"class {i}"} for i in range(3)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    return ["three", str(tmp_path / "data.json"), str(tmp_path)]
+
+
+def test_every_row_equals_a_model_that_is_configured_for_it(build_tiny, make_batch):
+    model = build_tiny(EXT).eval()
+    for layer in model.roi_heads.box_predictor.predictors.values():
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    rows = available_rows(model.roi_heads.box_predictor.plan)
+    assert list(rows) == ["conv", "fc", "split", "fused", "max", "average"]
+    batch = make_batch([], [])
+    batch[1].update(height=128, width=192)  # detections are returned in these pixels
+    found = detect_in_rows(model, batch, rows)
+    seen = set()
+    for row, (score, box) in rows.items():
+        keys = {"MODEL.DOUBLE_HEAD.TEST_SCORE": score, "MODEL.DOUBLE_HEAD.TEST_BOX": box}
+        configured = build_tiny({**EXT, **keys}).eval()
+        configured.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            expected = configured(batch)
+        for a, b in zip(found[row], expected, strict=True):
+            a, b = a["instances"], b["instances"]
+            assert len(a) == len(b) > 0
+            assert a.image_size == b.image_size
+            torch.testing.assert_close(a.scores, b.scores)
+            torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        seen.add((tuple(a.scores.tolist()), tuple(a.pred_boxes.tensor.flatten().tolist())))
+    assert len(seen) == len(rows)
+
+
+def test_rows_of_a_vanilla_model(build_tiny):
+    assert list(available_rows(build_tiny().roi_heads.box_predictor.plan)) == ["split"]
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Run a program in this process; what it starts finds the packages of this one."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), *filter(None, sys.path)]))
+
+    def run_tool(name, *arguments):
+        spec = importlib.util.spec_from_file_location(name, PROJECT / "tools" / f"{name}.py")
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        status = run(tool.main, tool.parser(), [str(argument) for argument in arguments])
+        return status, capsys.readouterr()
+
+    return run_tool
+
+
+def test_lambda_grid_trains_and_evaluates_each_pair_once(dataset, tmp_path, run_tool):
+    config = PROJECT / "configs" / "digits" / "double_head_R_18_FPN.yaml"
+    keys = {**SMALL, "MODEL.ROI_HEADS.NUM_CLASSES": 3}
+    keys |= {"DATASETS.TRAIN": "('three',)", "DATASETS.TEST": "('three',)"}
+    arguments = [
+        *("--config-file", config, "--coco", *dataset, "--output", tmp_path / "grid"),
+        *("--lambda-fc", 0.7, "--lambda-conv", 1.0, "--json", tmp_path / "grid.json"),
+        *(item for pair in keys.items() for item in pair),
+    ]
+    status, output = run_tool("lambda_grid", *arguments)
+    assert status == 0, output.err
+    (report,) = json.loads((tmp_path / "grid.json").read_text())
+    assert (report["lambda_fc"], report["lambda_conv"]) == (0.7, 1.0)
+    assert list(report["modes"]) == ["fc", "split"]
+    metrics = report["modes"]["split"]["three"]["bbox"]
+    assert metrics["AP"] is None or math.isfinite(metrics["AP"])
+
+    log = tmp_path / "grid" / "fc_0.7_conv_1.0" / "log.txt"
+    written = log.stat().st_mtime_ns
+    status, again = run_tool("lambda_grid", *arguments)
+    assert status == 0
+    assert "mode split" in again.out
+    assert log.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [("double_head_R_18_FPN", "MODEL.WEIGHTS"), ("fpn_baseline_R_18_FPN", "StandardROIHeads")],
+)
+def test_evaluate_modes_says_what_is_missing(config, word, run_tool):
+    path = PROJECT / "configs" / "digits" / f"{config}.yaml"
+    status, output = run_tool("evaluate_modes", "--config-file", path)
+    assert status == 2
+    assert word in output.err
