@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from clsloc.boxes import scale_boxes
 from detectron2.layers import nonzero_tuple
 from detectron2.modeling.poolers import (
     ROIPooler,
@@ -9,8 +10,6 @@ from detectron2.modeling.poolers import (
     convert_boxes_to_pooler_format,
 )
 from detectron2.structures import Boxes
-
-from clsloc.boxes import scale_boxes
 
 __all__ = ["ScaledROIPooler"]
 

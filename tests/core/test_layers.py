@@ -240,8 +240,8 @@ def test_training_keeps_no_more_than_the_maps_that_the_backward_pass_needs():
     def allowed_bytes(num_rois):
         positions, dim, inner = 49, 256, 64
         up, bottleneck = 3 * inner + 3 * dim, 4 * inner + 2 * dim
-        # theta, phi, g and y; the output of W and of the ReLU; raw and divided affinities.
-        nonlocal_block = 4 * 128 + 2 * dim + 2 * 4 * positions
+        # theta, phi, g and y; the output of W and of the ReLU; the affinities of 4 groups.
+        nonlocal_block = 4 * 128 + 2 * dim + 4 * positions
         floats = positions * (up + 2 * bottleneck + 2 * nonlocal_block)
         return 4 * num_rois * floats + 4 * 64 * 1024  # statistics of the norms
 
