@@ -275,8 +275,8 @@ def _compare(path_a: Path, path_b: Path, tolerance: float) -> int:
         parts = differences(a[name], b[name]) if name in b else {"missing": float("inf")}
         worst = max(worst, *parts.values())
         line = ", ".join(f"{part} {value:.1e}" for part, value in parts.items())
-        print(f"{name}: {line}")  # noqa: T201
-    print(f"largest relative difference {worst:.1e}, tolerance {tolerance:.0e}")  # noqa: T201
+        print(f"{name}: {line}")
+    print(f"largest relative difference {worst:.1e}, tolerance {tolerance:.0e}")
     return int(worst > tolerance)
 
 

@@ -184,6 +184,25 @@ def test_loss_weights_by_name_or_for_all():
     assert one["loss_rpn_loc"].item() == pytest.approx(plain["loss_rpn_loc"].item())
 
 
+def test_losses_are_means_over_images():
+    target = make_targets([0.0, 0, 10, 5])
+    two_images = ImageList(torch.zeros(2, 3, 100, 100), [(100, 100)] * 2)
+    with EventStorage():
+        one = make_rpn()(IMAGES, FEATURES, [target])[1]
+        two = make_rpn()(two_images, {"p2": torch.zeros(2, 8, 1, 4)}, [target, target])[1]
+    for name, loss in one.items():
+        assert two[name].item() == pytest.approx(loss.item())
+
+
+def test_numbers_of_proposals_depend_on_the_mode():
+    for overrides in ({"pre_nms_topk": (2, 4)}, {"post_nms_topk": (1, 3)}):
+        rpn = make_rpn(nms_thresh=0.99, **overrides)
+        wanted = next(iter(overrides.values()))
+        with EventStorage():
+            training = rpn(IMAGES, FEATURES, [make_targets([0.0, 0, 10, 10])])[0][0]
+        assert (len(training), len(rpn.eval()(IMAGES, FEATURES)[0][0])) == wanted
+
+
 def test_anchors_that_leave_the_image_can_be_ignored():
     targets = [make_targets([90.0, 90, 110, 110])]
     labels, _ = make_rpn(positive_fraction=1.0).label_and_sample_anchors([Boxes(ANCHORS)], targets)
