@@ -206,6 +206,14 @@ def test_weight_decay_of_norms_and_biases():
     assert len(groups) == 3
 
 
+def test_the_first_place_of_a_shared_parameter_decides():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.GroupNorm(1, 2))
+    model[2].weight = model[1].bias
+    groups = get_default_optimizer_params(model, weight_decay=0.3, weight_decay_bias=0.1)
+    decays = {name: group["weight_decay"] for name, group in _options(groups, model).items()}
+    assert decays == {"0.weight": 0.3, "1.weight": 0.3, "1.bias": 0.1, "2.bias": 0.1}
+
+
 def test_learning_rate_factors():
     model = _Model()
     groups = get_default_optimizer_params(

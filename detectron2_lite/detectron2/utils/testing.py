@@ -5,9 +5,15 @@ import torch
 from torch import nn
 
 from detectron2 import model_zoo
+from detectron2._left_out import left_out
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+
+convert_scripted_instances = left_out("detectron2.utils.testing.convert_scripted_instances")
+get_sample_coco_image = left_out("detectron2.utils.testing.get_sample_coco_image")
+reload_lazy_config = left_out("detectron2.utils.testing.reload_lazy_config")
+reload_script_model = left_out("detectron2.utils.testing.reload_script_model")
 
 
 def get_model_no_weights(config_path: str) -> nn.Module:
