@@ -1,8 +1,10 @@
 """Predicting on single images, and telling the result in the terms of the dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from clsloc.checkpoint import Checkpointer
@@ -22,7 +24,9 @@ class Predictor(DefaultPredictor):
     coordinates of that image.
 
     Attributes:
-        categories: see :func:`find_categories`, for the datasets of the config.
+        categories: ``{"id", "name"}`` of each class in the order of their indices: the names that
+            are stored with the weights, with the ids of the config's dataset where it has the same
+            classes; without stored names those of the dataset (:func:`find_categories`).
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -31,9 +35,60 @@ class Predictor(DefaultPredictor):
         without_weights.MODEL.WEIGHTS = ""
         super().__init__(without_weights)
         self.cfg = cfg.clone()
-        Checkpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
+        stored = Checkpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
         datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-        self.categories = find_categories(datasets) or _numbered(self.model)
+        self.categories = _known_categories(
+            stored.get("thing_classes"), find_categories(datasets), self.model
+        )
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[dict[str, Instances]]:
+        """As calling it on each image, in one pass of the model.
+
+        Images that differ in size after resizing are padded to a common one, which changes
+        predictions near the padding a little; see :func:`batches_of_one_size`.
+
+        Args:
+            images: BGR (H, W, 3) of uint8; may be empty.
+        """
+        if not images:
+            return []
+        with torch.no_grad():
+            return self.model([self._prepare(image) for image in images])
+
+    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
+        height, width = image.shape[:2]
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        resized = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
+
+
+def batches_of_one_size(
+    items: Iterable[tuple[Any, np.ndarray]], batch_size: int
+) -> Iterator[list[tuple[Any, np.ndarray]]]:
+    """Cut a stream of (anything, image) into batches of consecutive images of one size.
+
+    In such a batch nothing is padded that would not be padded alone, and no more than one batch
+    is held in memory.
+    """
+    batch: list[tuple[Any, np.ndarray]] = []
+    for item in items:
+        if batch and (len(batch) == batch_size or item[1].shape != batch[0][1].shape):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _known_categories(
+    stored: Sequence[str] | None, of_dataset: list[Category], model: nn.Module
+) -> list[Category]:
+    """The class names stored with the weights count; ids are those of a dataset with the same."""
+    if stored and [category["name"] for category in of_dataset] != list(stored):
+        return [{"id": index, "name": name} for index, name in enumerate(stored)]
+    return of_dataset or _numbered(model)
 
 
 def find_categories(dataset_names: Sequence[str]) -> list[Category]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detect objects in images, in folders of images, or in a registered dataset.
+"""Detect objects in images, videos, folders of images, or in a registered dataset.
 
 Writes a picture with the boxes, class names and scores for each image, and all detections as one
 COCO-format JSON file. An image that cannot be read is reported; the others are still processed.
@@ -11,6 +11,8 @@ import glob
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from clsloc import cli
 from clsloc.engine import setup_cfg
 from clsloc.errors import UserError
 from clsloc.files import write_error
-from clsloc.prediction import Predictor, coco_annotations
+from clsloc.prediction import Predictor, batches_of_one_size, coco_annotations
+from clsloc.video import VideoReader, VideoWriter, is_video
 from detectron2.data import DatasetCatalog, Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
+from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -39,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--weights", metavar="FILE", required=True, help="the trained weights")
     source = result.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--input", nargs="+", metavar="PATH", help="images, folders of images, patterns in quotes"
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="images, videos, folders of images, patterns in quotes",
     )
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, e.g. digits_val")
     result.add_argument("--output", metavar="DIR", required=True, help="folder for what is written")
@@ -51,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
         help="leave out detections with a lower score (default: %(default)s); "
         "the config has a test threshold of its own",
     )
+    result.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="images of one size that the model takes at once (default: %(default)s)",
+    )
     result.add_argument("--max-images", type=int, metavar="N", help="stop after so many images")
     result.add_argument(
         "--compare-gt", action="store_true", help="with --dataset: draw the ground truth beside"
@@ -60,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Predict, draw and write; returns the exit status."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size} is too few; give at least 1.")
     if args.compare_gt and not args.dataset:
         raise UserError("--compare-gt needs ground truth; name a dataset with --dataset.")
     cfg = setup_cfg(args, overrides=["MODEL.WEIGHTS", args.weights])
@@ -70,22 +86,72 @@ def main(args: argparse.Namespace) -> int:
     metadata = Metadata(thing_classes=[category["name"] for category in predictor.categories])
 
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": predictor.categories}
-    for record, picture in zip(records, _picture_paths(records, output)):
-        try:
-            image = _read(record["file_name"])
-        except UserError as error:
-            failures.append(str(error))
-            continue
-        instances = predictor(image)["instances"].to("cpu")
-        instances = instances[instances.scores >= args.threshold]
-        _add(content, record, image, coco_annotations(instances, predictor.categories))
-        _save(_draw(image, instances, metadata, record if args.compare_gt else None), picture)
-        print(f"{record['file_name']}: {len(instances)} detections, drawn in {picture}")
+    pictures = zip(records, _picture_paths(records, output))
+    work = Work(predictor, metadata, args, content, failures)
+    for batch in batches_of_one_size(work.open_images(pictures), args.batch_size):
+        work.predict_images(batch)
 
     cli.write_json(content, args.json or output / "predictions.json")
     for failure in failures:
         print(f"predict.py: {failure}", file=sys.stderr)
     return UserError.EXIT_STATUS if failures or not content["images"] else 0
+
+
+@dataclass
+class Work:
+    """What all images share, and what grows with them."""
+
+    predictor: Predictor
+    metadata: Metadata
+    args: argparse.Namespace
+    content: dict[str, Any]
+    failures: list[str]
+
+    def open_images(
+        self, pictures: Iterable[tuple[Record, Path]]
+    ) -> Iterator[tuple[tuple[Record, Path], np.ndarray]]:
+        """The images one by one; a video among them is processed on the way."""
+        for record, picture in pictures:
+            try:
+                if is_video(record["file_name"]):
+                    self.predict_video(record, picture)
+                else:
+                    yield (record, picture), _read(record["file_name"])
+            except UserError as error:
+                self.failures.append(str(error))
+
+    def predict_images(self, batch: list[tuple[tuple[Record, Path], np.ndarray]]) -> None:
+        """Predict, draw and add one batch."""
+        for ((record, picture), image), instances in zip(batch, self._detect(batch)):
+            self._add(record, image, instances)
+            ground_truth = record if self.args.compare_gt else None
+            _save(_draw(image, instances, self.metadata, ground_truth), picture)
+            print(f"{record['file_name']}: {len(instances)} detections, drawn in {picture}")
+
+    def predict_video(self, record: Record, picture: Path) -> None:
+        """Write the video with boxes beside the other pictures, and an image for each frame."""
+        reader = VideoReader(record["file_name"])
+        drawer = VideoVisualizer(self.metadata)
+        target = picture.with_suffix(".mp4")
+        found = 0
+        with VideoWriter(target, reader.fps) as writer:
+            for batch in batches_of_one_size(enumerate(reader), self.args.batch_size):
+                for (number, frame), instances in zip(batch, self._detect(batch)):
+                    image_id = f"{record['image_id']}/{number}"
+                    self._add(record | {"image_id": image_id, "frame": number}, frame, instances)
+                    rgb = np.ascontiguousarray(frame[:, :, ::-1])
+                    writer.write(drawer.draw_instance_predictions(rgb, instances).get_image())
+                    found += len(instances)
+        print(f"{record['file_name']}: {found} detections, drawn in {target}")
+
+    def _detect(self, batch: list[tuple[Any, np.ndarray]]) -> list[Instances]:
+        outputs = self.predictor.predict([image for _, image in batch])
+        instances = [output["instances"].to("cpu") for output in outputs]
+        return [found[found.scores >= self.args.threshold] for found in instances]
+
+    def _add(self, record: Record, image: np.ndarray, instances: Instances) -> None:
+        annotations = coco_annotations(instances, self.predictor.categories)
+        _add(self.content, record, image, annotations)
 
 
 def _dataset(name: str) -> tuple[list[Record], list[str]]:
@@ -155,6 +221,7 @@ def _add(
     image_id = record["image_id"]
     content["images"].append(
         {"id": image_id, "file_name": record["file_name"], "height": height, "width": width}
+        | {key: record[key] for key in ("frame",) if key in record}
     )
     for number, annotation in enumerate(annotations, start=len(content["annotations"]) + 1):
         content["annotations"].append({"id": number, "image_id": image_id} | annotation)

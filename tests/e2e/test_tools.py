@@ -15,6 +15,8 @@ from PIL import Image
 
 from clsloc import cli
 from clsloc.engine import setup_cfg
+from clsloc.prediction import Predictor, batches_of_one_size
+from clsloc.video import VideoReader, VideoWriter
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
@@ -233,3 +235,48 @@ def test_a_mistake_is_one_sentence_and_status_2(name: str) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"{name}.py: The config file 'none.yaml'")
+
+
+def test_batches_hold_images_of_one_size(images: Path) -> None:
+    shapes = [(4, 6), (4, 6), (4, 6), (6, 4), (4, 6)]
+    items = [(number, np.zeros((*shape, 3))) for number, shape in enumerate(shapes)]
+    batches = [[number for number, _ in batch] for batch in batches_of_one_size(items, 2)]
+    assert batches == [[0, 1], [2], [3], [4]]
+    assert list(batches_of_one_size([], 2)) == []
+
+
+def test_a_batch_predicts_what_single_images_do(weights: Path) -> None:
+    cfg = setup_cfg(config_file=CONFIG, overrides=[*MODEL, "MODEL.WEIGHTS", str(weights)])
+    predictor = Predictor(cfg)
+    noise = np.random.default_rng(0).integers(0, 255, (3, 60, 80, 3), dtype=np.uint8)
+    together = predictor.predict(list(noise))
+    assert predictor.predict([]) == []
+    for image, batched in zip(noise, together, strict=True):
+        alone = predictor(image)["instances"]
+        torch.testing.assert_close(
+            batched["instances"].pred_boxes.tensor, alone.pred_boxes.tensor, rtol=1e-4, atol=1e-3
+        )
+        torch.testing.assert_close(batched["instances"].scores, alone.scores)
+
+
+def test_names_stored_with_the_weights_count(predict, images: Path, weights: Path) -> None:
+    content = torch.load(weights, weights_only=True) | {"thing_classes": ["lynx", "wolf"]}
+    own = images.parent / "own.pth"
+    torch.save(content, own)
+    cfg = setup_cfg(config_file=CONFIG, overrides=[*MODEL, "MODEL.WEIGHTS", str(own)])
+    names = [category["name"] for category in Predictor(cfg).categories]
+    assert names == ["lynx", "wolf"]
+
+
+def test_predict_on_a_video(predict, images: Path) -> None:
+    pytest.importorskip("cv2")
+    noise = np.random.default_rng(0).integers(0, 255, (5, 64, 96, 3), dtype=np.uint8)
+    with VideoWriter(images / "clip.mp4", fps=5) as writer:
+        for frame in noise:
+            writer.write(frame)
+    (images / "broken.mp4").write_bytes(b"no video")
+    # The broken one is told, the other one done.
+    assert predict("--input", images / "clip.mp4", images / "broken.mp4") == 2
+    assert [image["frame"] for image in written()["images"]] == [0, 1, 2, 3, 4]
+    frames = list(VideoReader("out/clip.mp4"))
+    assert len(frames) == 5 and frames[0].shape == (64, 96, 3)
