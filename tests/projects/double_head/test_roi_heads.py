@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clsloc.errors import UserError
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from double_head import MODES
@@ -296,3 +297,17 @@ def test_save_and_load(build_tiny, make_batch, tmp_path):
     other.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
     batch = make_batch([])
     assert_equal_detections(detect(other, batch), detect(model, batch), tolerance=0)
+
+
+def test_test_time_augmentation(build_tiny, make_cfg, make_batch):
+    model = randomize_predictors(build_tiny(**EXT)).eval()
+    cfg = make_cfg(overrides={"TEST.AUG.MIN_SIZES": (64, 80)})
+    try:
+        augmented = GeneralizedRCNNWithTTA(cfg, model)
+    except NotImplementedError:
+        pytest.skip("this Detectron2 has no test-time augmentation")
+    with torch.no_grad():
+        (output,) = augmented(without_targets(make_batch([])))
+    found = output["instances"]
+    assert 0 < len(found) <= 100
+    assert found.image_size == (64, 96)

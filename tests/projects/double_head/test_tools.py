@@ -117,10 +117,13 @@ def test_lambda_grid_trains_and_evaluates_each_pair_once(dataset, tmp_path, run_
 
 @pytest.mark.parametrize(
     ("config", "word"),
-    [("double_head_R_18_FPN", "MODEL.WEIGHTS"), ("fpn_baseline_R_18_FPN", "StandardROIHeads")],
+    [
+        ("digits/double_head_R_18_FPN", "MODEL.WEIGHTS"),
+        ("fpn_baseline_R_50_FPN_1x", "StandardROIHeads"),
+    ],
 )
 def test_evaluate_modes_says_what_is_missing(config, word, run_tool):
-    path = PROJECT / "configs" / "digits" / f"{config}.yaml"
+    path = PROJECT / "configs" / f"{config}.yaml"
     status, output = run_tool("evaluate_modes", "--config-file", path)
     assert status == 2
     assert word in output.err
