@@ -103,6 +103,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "torchvision",
+        "cloudpickle",
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.9",
         "numpy",
@@ -124,6 +125,6 @@ setup(
         "opencv": ["opencv-python-headless"],
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools>=70.1"],
         # What a clone of Detectron2 on the path imports beyond the above.
-        "dev-real": ["cloudpickle", "hydra-core", "matplotlib", "omegaconf", "setuptools<81"],
+        "dev-real": ["hydra-core", "matplotlib", "omegaconf", "setuptools<81"],
     },
 )
