@@ -150,6 +150,19 @@ def test_losses_by_hand():
     }
 
 
+def test_classification_statistics_by_hand():
+    boxes = [[10.0 * i, 0, 10 * i + 10, 10] for i in range(5)]
+    regions = [make_regions(boxes, [0, 1, 1, 0, 2], boxes)]
+    predicted = torch.tensor([0, 1, 0, 2, 2])  # right, right, wrong, missed, right
+    logits = nn.functional.one_hot(predicted, 3).float()
+    _, scalars = losses_of(make_predictor(), (logits, torch.zeros(5, 8)), regions)
+    assert scalars == {
+        "fast_rcnn/cls_accuracy": 3 / 5,
+        "fast_rcnn/fg_cls_accuracy": 2 / 4,
+        "fast_rcnn/false_negative": 1 / 4,
+    }
+
+
 def test_class_agnostic_boxes_and_other_losses_by_hand():
     regions = [make_regions(REGIONS, [1, 2], TARGETS)]
     predictions = torch.zeros(2, 3), torch.zeros(2, 4)
