@@ -311,3 +311,26 @@ def test_test_time_augmentation(build_tiny, make_cfg, make_batch):
     found = output["instances"]
     assert 0 < len(found) <= 100
     assert found.image_size == (64, 96)
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "vanilla_gn", "ext"])
+def test_mixed_precision_stays_close(variant, build_tiny, make_batch, storage):
+    heads = randomize_predictors(build_tiny(**VARIANTS[variant]), std=0.01).roi_heads
+    features = random_features(heads)
+    proposals = [random_proposals(12), random_proposals(9, seed=1)]
+    for i, p in enumerate(proposals):
+        p.gt_classes = torch.arange(len(p)) % 4
+        p.gt_boxes = random_proposals(len(p), seed=5 + i).proposal_boxes
+
+    def losses(enabled):
+        heads.train().zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses = heads._forward_box(features, proposals)
+        sum(losses.values()).backward()
+        assert all(p.grad.isfinite().all() for p in heads.parameters())
+        return losses
+
+    exact, mixed = losses(False), losses(True)
+    for name, loss in mixed.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact[name], rtol=0.02, atol=0.0)
