@@ -74,22 +74,21 @@ def test_nonlocal_block_starts_as_the_identity(zero_init, training):
     assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize("normalize", ["mean", "softmax"])
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("channels_per_group", [2, 64])
-def test_nonlocal_gathers_as_the_equation_says(groups, channels_per_group):
+def test_nonlocal_gathers_as_the_equation_says(normalize, groups, channels_per_group):
     inter = groups * channels_per_group
-    block = randomize(NonLocalBlock(16, inter, groups=groups, norm="BN").eval())
+    block = NonLocalBlock(16, inter, groups=groups, normalize=normalize)
     x = rois()
+    gathered = randomize(block).eval().gather(x).flatten(2)
     theta, phi, g = (f(x).detach().flatten(2) for f in (block.theta, block.phi, block.g))
-    expected = torch.zeros(3, inter, 49)
     for group in range(groups):
-        rows = slice(group * channels_per_group, (group + 1) * channels_per_group)
-        for i in range(49):
-            for j in range(49):
-                affinity = (theta[:, rows, i] * phi[:, rows, j]).sum(dim=1, keepdim=True) / 49
-                expected[:, rows, i] += affinity * g[:, rows, j]
-    gathered = block.gather(x).flatten(2)
-    torch.testing.assert_close(gathered, expected, rtol=1e-4, atol=1e-5)
+        c = slice(group * channels_per_group, (group + 1) * channels_per_group)
+        affinity = torch.einsum("rci,rcj->rij", theta[:, c], phi[:, c])
+        affinity = affinity / 49 if normalize == "mean" else affinity.softmax(dim=2)
+        expected = torch.einsum("rij,rcj->rci", affinity, g[:, c])
+        torch.testing.assert_close(gathered[:, c], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nonlocal_on_a_constant_map():
