@@ -335,11 +335,20 @@ def test_flatten_results_dict():
     }
 
 
-def test_print_csv_format(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
-    with caplog.at_level("INFO", logger="detectron2"):
+def test_print_csv_format():
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("detectron2.evaluation.testing")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
         print_csv_format({"bbox": {"AP": 12.34567, "AP50": 50.0, "AP-cat": 3.0}, "seconds": 1})
-    lines = [line for line in caplog.messages if line.startswith("copypaste: ")]
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    lines = [record.getMessage() for record in records]
     assert lines == [
         "copypaste: Task: bbox",
         "copypaste: AP,AP50",
