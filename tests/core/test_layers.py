@@ -39,10 +39,12 @@ def rois(num=3, channels=16, size=7, seed=0):
 @pytest.mark.parametrize("bias", [True, False])
 def test_folding_does_not_change_the_output(norm, bias):
     layer = randomize(ConvNorm(8, 32, 3, norm=norm, bias=bias, relu=True)).eval()
+    if norm in ("BN", "FrozenBN"):
+        layer.norm.running_var[:4] = 0  # channels that were constant in training
     x = rois(channels=8)
     with torch.no_grad():
         folded = layer(x)
-    torch.testing.assert_close(folded, layer(x).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(folded, layer(x).detach(), rtol=1e-4, atol=1e-4)
     assert folded.min() == 0
 
 
@@ -119,10 +121,12 @@ def test_the_number_of_groups_matters():
 
 def test_nonlocal_runs_in_fp32_under_autocast():
     block = randomize(NonLocalBlock(16, 8, groups=2).eval())
+    inside = []
+    block.out.register_forward_hook(lambda _, args, __: inside.append(args[0].dtype))
     x = rois()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = block(x)
-    assert y.dtype == torch.float32
+    assert inside == [torch.float32]
     assert torch.equal(y, block(x))
     # Half-precision maps come back as such; inside, products beyond half's range stay finite.
     huge = (300 * x).half()

@@ -62,6 +62,14 @@ def test_laziness_needs_scores_that_do_not_need_the_box_tower(plan):
     assert plan(**ext, TEST_SCORE="fc").scores_without_box_tower
 
 
+def test_towers_that_only_regress(plan):
+    assert plan().tower_only_regresses("conv_reg")
+    assert not plan().tower_only_regresses("fc_cls")
+    assert not plan(LAMBDA_CONV=0.8).tower_only_regresses("conv_reg")
+    separate = plan(LOSS_WEIGHTS=[1.0, 1.0, 0.0, 0.0], SEPARATE_TOWERS=True)
+    assert separate.tower_only_regresses("fc_reg")
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
