@@ -258,7 +258,7 @@ def test_annotations_to_instances():
 
 def test_transform_proposals_by_hand():
     sample = {
-        "proposal_boxes": np.array([[0, 0, 5, 5], [9, 9, 9.5, 20], [2, 2, 4, 4.0]]),
+        "proposal_boxes": np.array([[0, 0, 5, 5], [9, 1, 9.5, 6], [2, 2, 4, 4.0]]),
         "proposal_objectness_logits": np.array([3, 2, 1]),
         "proposal_bbox_mode": BoxMode.XYXY_ABS,
     }

@@ -119,16 +119,17 @@ def test_average_precision_by_hand(coco):
 
 
 def test_number_of_detections_is_limited(coco):
-    right = (*OBJECTS[1], 0.1, 0)
+    right = (10, 10, 50, 42, 0.1, 0)  # at 7 of the 10 thresholds
     wrong = [(100, 100, 150, 150, 0.9 - 0.01 * i, 0) for i in range(12)]
     outputs = {1: detections(right, *wrong)}
     found = evaluate(COCOEvaluator(coco), outputs)["bbox"]["AP-four"]
-    assert found == pytest.approx(100 / 13)
+    assert found == pytest.approx(0.7 * 100 / 13)
     limited = evaluate(COCOEvaluator(coco, max_dets_per_image=12), outputs)["bbox"]
     assert limited["AP-four"] == limited["AP"] == 0
     enough = evaluate(COCOEvaluator(coco, max_dets_per_image=13), outputs)["bbox"]
     assert enough["AP-four"] == pytest.approx(found)
-    assert enough["AP50"] == pytest.approx(found / 2)
+    assert enough["AP"] == pytest.approx(found / 2)
+    assert enough["AP50"] == pytest.approx(100 / 13 / 2)
 
 
 @pytest.mark.parametrize("image_ids, ap", [([1], 100), (None, 50)])
@@ -204,6 +205,19 @@ def test_recall_of_proposals_by_hand(coco, tmp_path: Path):
     assert (tmp_path / "out" / "box_proposals.pkl").exists()
 
 
+def test_an_object_is_recalled_once(coco):
+    path = Path(MetadataCatalog.get(coco).json_file)
+    content = json.loads(path.read_text())
+    missed = {"id": 3, "bbox": [150, 150, 40, 40], "area": 1600}
+    content["annotations"].append(content["annotations"][0] | missed)
+    path.write_text(json.dumps(content))
+    instances = Instances((200, 200))
+    instances.proposal_boxes = Boxes(torch.tensor([OBJECTS[1], OBJECTS[1]]).float())
+    instances.objectness_logits = torch.tensor([1.0, 2.0])
+    metrics = evaluate(COCOEvaluator(coco), {1: {"proposals": instances}})
+    assert metrics["box_proposals"]["AR@100"] == pytest.approx(50)
+
+
 def test_instances_to_coco_json():
     instances = detections((1, 2, 4, 8, 0.5, 3))["instances"]
     expected = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 6], "score": 0.5}
@@ -219,6 +233,8 @@ def test_voc_ap_by_hand():
     assert voc_ap(recall, precision) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     # Recall 0 to 0.5 are 6 of the 11 levels.
     assert voc_ap(recall, precision, True) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    # A higher precision at a higher recall counts below it, too.
+    assert voc_ap(np.array([0.5, 1.0]), np.array([0.5, 2 / 3])) == pytest.approx(2 / 3)
     assert voc_ap(np.array([]), np.array([])) == 0
 
 

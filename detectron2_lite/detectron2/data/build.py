@@ -132,10 +132,10 @@ def _train_sampler_from_config(cfg: CfgNode, dataset: Any) -> torchdata.Sampler 
     if isinstance(dataset, torchdata.IterableDataset):
         logger.info("The training dataset is iterable; no sampler is used.")
         return None
-    # A SEED below 0 asks for a random run, but as in Detectron2 the order of the data is fixed.
     name = cfg.DATALOADER.SAMPLER_TRAIN
     logger.info(f"Training sampler: {name}")
     if name == "TrainingSampler":
+        # A SEED below 0 asks for a random run, but as in Detectron2 the order of the data is fixed.
         return TrainingSampler(len(dataset), seed=cfg.SEED)
     if name == "RandomSubsetTrainingSampler":
         return RandomSubsetTrainingSampler(len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO)
