@@ -14,7 +14,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
 TINY = """
 _BASE_: "digits/faster_rcnn_R_18_FPN.yaml"
 MODEL:
-  FPN: {OUT_CHANNELS: 8}
+  FPN: {OUT_CHANNELS: 8, NORM: ""}
   RPN: {PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 20, POST_NMS_TOPK_TEST: 10}
   ROI_BOX_HEAD: {FC_DIM: 16}
   DEVICE: cpu

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 TINY = """
 _BASE_: "Base-Digits-RCNN-FPN.yaml"
 MODEL:
-  FPN: {OUT_CHANNELS: 8}
+  FPN: {OUT_CHANNELS: 8, NORM: ""}
   RPN: {PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 20, POST_NMS_TOPK_TEST: 10}
   ROI_HEADS: {NUM_CLASSES: 2}
   ROI_BOX_HEAD: {FC_DIM: 16}

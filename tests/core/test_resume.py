@@ -20,7 +20,7 @@ TEST: {EVAL_PERIOD: 4}
 CLSLOC: {BEST: {METRIC: bbox/AP}}
 MODEL:
   DEVICE: cpu
-  FPN: {OUT_CHANNELS: 8}
+  FPN: {OUT_CHANNELS: 8, NORM: ""}
 """
 FASTER_RCNN = """
 _BASE_: "digits/faster_rcnn_R_18_FPN.yaml"
@@ -33,7 +33,7 @@ _BASE_: "digits/faster_rcnn_R_18_FPN.yaml"
   META_ARCHITECTURE: RetinaNet
   BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}
   RESNETS: {OUT_FEATURES: [res3, res4, res5]}
-  FPN: {OUT_CHANNELS: 8, IN_FEATURES: [res3, res4, res5]}
+  FPN: {OUT_CHANNELS: 8, NORM: "", IN_FEATURES: [res3, res4, res5]}
   RETINANET: {NUM_CLASSES: 10, NUM_CONVS: 1}
   ANCHOR_GENERATOR: {SIZES: [[16], [24], [32], [48], [64]]}
 SEED: 3

@@ -12,7 +12,7 @@ from clsloc.evaluation.coco import METRICS
 TINY = """
 _BASE_: "digits/faster_rcnn_R_18_FPN.yaml"
 MODEL:
-  FPN: {OUT_CHANNELS: 8}
+  FPN: {OUT_CHANNELS: 8, NORM: ""}
   RPN: {PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 20, POST_NMS_TOPK_TEST: 10}
   ROI_BOX_HEAD: {FC_DIM: 16}
   DEVICE: cpu
