@@ -105,6 +105,7 @@ def test_another_seed_gives_other_weights(start, tmp_path):
 
 
 def test_the_first_ctrl_c_saves_and_ends_with_status_130(start, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
     main(start("whole"))
     from clsloc.engine.trainer import Trainer
 
@@ -119,7 +120,7 @@ def test_the_first_ctrl_c_saves_and_ends_with_status_130(start, tmp_path, monkey
         patch.setattr(Trainer, "run_step", interrupted)
         assert run(start("broken")) == INTERRUPTED_STATUS
     assert (tmp_path / "broken" / "last_checkpoint").read_text() == "model_0000004.pth"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     main(start("broken", resume=True))
     assert_equal(final(tmp_path / "whole"), final(tmp_path / "broken"))
 
