@@ -165,6 +165,9 @@ class Trainer(DefaultTrainer):
     def _run_steps(self, guard: InterruptGuard) -> None:
         # Detectron2's loop would print the traceback of every error.
         self.iter = self.start_iter
+        if self.start_iter >= self.max_iter:
+            # Resumed from the checkpoint of the last step: broken off just before this one.
+            self._save_final()
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
@@ -219,6 +222,9 @@ class Trainer(DefaultTrainer):
             self.cfg.CLSLOC.BEST.METRIC,
             self.cfg.CLSLOC.BEST.PATIENCE,
         )
+        self._save_final()
+
+    def _save_final(self) -> None:
         # The state after the last step, which is one before the current count.
         self.iter -= 1
         self.checkpointer.save("model_final", iteration=self.iter)

@@ -89,6 +89,17 @@ def test_stopped_at_a_checkpoint_and_resumed(start, tmp_path, model):
     assert_equal(final(tmp_path / "whole"), final(tmp_path / "broken"))
 
 
+def test_killed_between_the_last_two_checkpoints(start, tmp_path):
+    main(start("run"))
+    expected = final(tmp_path / "run")
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000009.pth")
+    (tmp_path / "run" / "model_final.pth").unlink()
+    main(start("run", resume=True))
+    assert_equal(expected, final(tmp_path / "run"))
+    saved = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
+    assert saved["iteration"] == 9
+
+
 def test_a_drawn_seed_is_kept(start, tmp_path):
     main(start("run", "SEED", -1))
     expected = final(tmp_path / "run")
