@@ -8,6 +8,7 @@ import torch
 
 from clsloc.config import add_core_config
 from clsloc.data import register_datasets, register_digits
+from clsloc.engine.checks import check_registry_names
 from clsloc.engine.config_file import load_config_file, resolve_config_file
 from clsloc.engine.projects import ConfigFunction, add_project_configs
 from clsloc.errors import UserError
@@ -39,7 +40,8 @@ def setup_cfg(
         freeze: make the config immutable.
 
     Raises:
-        UserError: a file or key does not exist, or a value has the wrong type.
+        UserError: a file or key does not exist, a value has the wrong type, or, with ``args``,
+            the config names a part that is not registered.
     """
     cfg = get_cfg()
     add_core_config(cfg)
@@ -52,6 +54,8 @@ def setup_cfg(
     _fall_back_to_cpu(cfg)
     register_digits()
     register_datasets(cfg.CLSLOC.DATASETS)
+    if args is not None:  # of a program, whose parts are all registered by now
+        check_registry_names(cfg)
     if freeze:
         cfg.freeze()
     return cfg

@@ -218,6 +218,15 @@ def test_model_info_writes_its_figures(capsys) -> None:
     assert "64x96" in printed
 
 
+@pytest.mark.parametrize("tool", ["model_info", "predict"])
+def test_an_unknown_part_is_one_sentence(tool: str, images: Path, weights: Path, capsys) -> None:
+    predict_args = ["--weights", weights, "--input", images, "--output", "out"]
+    args = ["--config-file", CONFIG, *(predict_args if tool == "predict" else [])]
+    assert run_tool(tool, *args, "MODEL.ROI_HEADS.NAME", "StandardRoIHeads") == 2
+    expected = "MODEL.ROI_HEADS.NAME 'StandardRoIHeads' is not registered; did you mean "
+    assert expected + "StandardROIHeads" in capsys.readouterr().err
+
+
 def test_model_info_takes_its_size_from_the_config() -> None:
     args = ["--config-file", CONFIG, "--json", "info.json", "INPUT.MAX_SIZE_TEST", 1000]
     assert run_tool("model_info", *args) == 0
