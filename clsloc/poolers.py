@@ -18,7 +18,7 @@ __all__ = ["ScaledROIPooler", "build_box_pooler"]
 def build_box_pooler(
     cfg: CfgNode, input_shape: dict[str, ShapeSpec]
 ) -> tuple["ScaledROIPooler", ShapeSpec]:
-    """The pooler that `MODEL.ROI_BOX_HEAD` describes, and the shape of what it returns for a RoI."""
+    """The pooler that `MODEL.ROI_BOX_HEAD` describes, and the shape of a pooled RoI."""
     names, node = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_BOX_HEAD
     pooler = ScaledROIPooler(
         output_size=node.POOLER_RESOLUTION,
