@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from clsloc.boxes import scale_boxes
-from detectron2.layers import nonzero_tuple
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec, nonzero_tuple
 from detectron2.modeling.poolers import (
     ROIPooler,
     assign_boxes_to_levels,
@@ -11,7 +12,26 @@ from detectron2.modeling.poolers import (
 )
 from detectron2.structures import Boxes
 
-__all__ = ["ScaledROIPooler"]
+__all__ = ["ScaledROIPooler", "build_box_pooler"]
+
+
+def build_box_pooler(
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> tuple["ScaledROIPooler", ShapeSpec]:
+    """The pooler that `MODEL.ROI_BOX_HEAD` describes, and the shape of a pooled RoI."""
+    names, node = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_BOX_HEAD
+    pooler = ScaledROIPooler(
+        output_size=node.POOLER_RESOLUTION,
+        scales=tuple(1.0 / input_shape[name].stride for name in names),
+        sampling_ratio=node.POOLER_SAMPLING_RATIO,
+        pooler_type=node.POOLER_TYPE,
+    )
+    shape = ShapeSpec(
+        channels=input_shape[names[0]].channels,
+        height=node.POOLER_RESOLUTION,
+        width=node.POOLER_RESOLUTION,
+    )
+    return pooler, shape
 
 
 class ScaledROIPooler(ROIPooler):

@@ -40,7 +40,7 @@ def _load_in_tree(name: str, folder: Path) -> ConfigFunction:
 
 
 def add_project_configs(cfg: CfgNode, extra: Iterable[ConfigFunction] = ()) -> None:
-    """Add the node ``MODEL.<NAME>`` of every project to ``cfg``; nodes already there stay.
+    """Add the node below ``MODEL`` of every project to ``cfg``; nodes already there stay.
 
     Args:
         cfg: changed in place.
@@ -48,9 +48,10 @@ def add_project_configs(cfg: CfgNode, extra: Iterable[ConfigFunction] = ()) -> N
             package of one's own that lies on ``sys.path`` and is not installed.
     """
     functions = {_project_name(function): function for function in extra} | find_projects()
-    for name, add_config in functions.items():
-        if name.upper() not in cfg.MODEL:
-            add_config(cfg)
+    for add_config in functions.values():
+        there = dict(cfg.MODEL)
+        add_config(cfg)
+        cfg.MODEL.update(there)
 
 
 def _project_name(function: ConfigFunction) -> str:

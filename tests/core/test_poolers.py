@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from clsloc.poolers import ScaledROIPooler
+from clsloc.poolers import ScaledROIPooler, build_box_pooler
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
@@ -90,3 +92,14 @@ def test_gradients_reach_every_level():
     boxes = torch.stack([sides * 0, sides * 0, sides, sides], dim=1)
     make_pooler()(features, [Boxes(boxes)], 1.3).sum().backward()
     assert all(f.grad.abs().sum() > 0 for f in features)
+
+
+def test_pooler_of_a_config():
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3"]
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 5
+    shapes = {f"p{i}": ShapeSpec(channels=6, stride=2**i) for i in (2, 3, 4)}
+    pooler, shape = build_box_pooler(cfg, shapes)
+    assert isinstance(pooler, ScaledROIPooler)
+    assert (shape.channels, shape.height, shape.width) == (6, 5, 5)
+    assert [p.spatial_scale for p in pooler.level_poolers] == [1 / 4, 1 / 8]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
+from clsloc.boxes import of_class
 from clsloc.errors import UserError
 from clsloc.fusion import fuse_scores
 from detectron2.config import CfgNode, configurable
@@ -211,11 +212,7 @@ class DoubleHeadOutputLayers(nn.Module):
         self, deltas: Tensor, gt_deltas: Tensor, gt_classes: Tensor, foreground: Tensor
     ) -> Tensor:
         """Smooth L1 over the foreground rows, divided by the number of all rows."""
-        if deltas.shape[1] == 4:
-            selected = deltas[foreground]
-        else:
-            per_class = deltas.unflatten(1, (self.num_classes, 4))
-            selected = per_class[foreground, gt_classes[foreground]]
+        selected = of_class(deltas[foreground], gt_classes[foreground])
         loss = smooth_l1_loss(selected, gt_deltas, self.smooth_l1_beta, reduction="sum")
         return loss / max(gt_classes.numel(), 1)
 

@@ -14,7 +14,7 @@ from clsloc.lazy import (
     surviving_rows,
     take_rows,
 )
-from clsloc.poolers import ScaledROIPooler
+from clsloc.poolers import build_box_pooler
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -78,24 +78,14 @@ class DoubleHeadROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        pooler = ScaledROIPooler(
-            output_size=resolution,
-            scales=tuple(1.0 / input_shape[name].stride for name in in_features),
-            sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
-            pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
-        )
-        shape = ShapeSpec(
-            channels=input_shape[in_features[0]].channels, height=resolution, width=resolution
-        )
+        pooler, shape = build_box_pooler(cfg, input_shape)
         builders = {"fc": build_box_head, "conv": DoubleHeadConvHead}
         towers = nn.ModuleDict(
             {name: builders[kind_of(name)](cfg, shape) for name in HeadPlan.from_config(cfg).towers}
         )
         shapes = {name: tower.output_shape for name, tower in towers.items()}
         return {
-            "box_in_features": in_features,
+            "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "box_pooler": pooler,
             "box_head": towers,
             "box_predictor": DoubleHeadOutputLayers(cfg, shapes),
