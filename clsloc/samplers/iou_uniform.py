@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clsloc.samplers.jitter import corner_iou, corners, jitter_boxes
 
-__all__ = ["IoUUniformSampler", "UniformSamples"]
+__all__ = ["IoUUniformSampler", "UniformSamples", "rank_in_groups"]
 
 # Boxes that are looked at together: bounds the memory, whatever the number of GT.
 CANDIDATES_AT_ONCE = 2**18
@@ -102,7 +102,8 @@ class IoUUniformSampler:
             [
                 (low, high, offset, least, most)
                 for (low, high), offset, (least, most) in zip(intervals, offsets, scales)
-            ]
+            ],
+            dtype=torch.float32,
         )
 
     @property
@@ -244,6 +245,18 @@ class _Rivals:
         return owned
 
 
+def rank_in_groups(groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """
+    The position of each row among the rows of its group, and the sizes of the groups.
+
+    Args:
+        groups: (R,) int64 in [0, num_groups), ascending.
+    """
+    sizes = groups.new_zeros(num_groups).index_add_(0, groups, torch.ones_like(groups))
+    starts = sizes.cumsum(dim=0) - sizes
+    return torch.arange(len(groups), device=groups.device) - starts[groups], sizes
+
+
 def _fill(candidates: _Candidates, missing: Tensor) -> tuple[_Candidates, Tensor]:
     """
     Keep as many candidates of each pair as are missing.
@@ -257,11 +270,9 @@ def _fill(candidates: _Candidates, missing: Tensor) -> tuple[_Candidates, Tensor
     Returns:
         The candidates to keep, and what is missing after them.
     """
-    pair = candidates.pair
-    counts = torch.zeros_like(missing).index_add_(0, pair, torch.ones_like(pair))
-    starts = counts.cumsum(dim=0) - counts
-    rank = torch.arange(len(pair), device=pair.device) - starts[pair]
-    return candidates.take(rank < missing[pair]), (missing - counts).clamp(min=0)
+    rank, counts = rank_in_groups(candidates.pair, len(missing))
+    kept = candidates.take(rank < missing[candidates.pair])
+    return kept, (missing - counts).clamp(min=0)
 
 
 def _check_lengths(intervals: Sequence, offsets: Sequence, scales: Sequence) -> None:
