@@ -12,7 +12,8 @@ from torch import Tensor
 
 from clsloc.lazy import foreground_rows, rows_of_batch, take_rows
 from clsloc.samplers import IoUUniformSampler, UniformSamples, rank_in_groups
-from detectron2.structures import Boxes, Instances, matched_pairwise_iou
+from detectron2.structures import Boxes, Instances
+from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils.events import get_event_storage
 
 __all__ = ["LocalisationSamples", "draw_samples", "foreground_samples", "resample"]
