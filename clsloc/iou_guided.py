@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from clsloc.lazy import take_rows
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
 
@@ -39,14 +40,23 @@ def iou_guided_inference(
     Returns:
         Per image the detections, best first, and the row of each in `boxes`; empty for no rows.
     """
-    limits = (nms_thresh, topk_per_image)
     if iou is None:
-        return fast_rcnn_inference(boxes, probs, image_sizes, score_thresh, *limits)
+        iou = [p.new_ones(len(p)) for p in probs]
+    factors = [i.float()[:, None] for i in iou]
+    # Detectron2 drops such rows, too, but then counts those that are left.
+    rows = [_finite_rows(*parts) for parts in zip(boxes, probs, factors, strict=True)]
+    boxes, probs, factors = (take_rows(each, rows) for each in (boxes, probs, factors))
     # Products may be as small as they like: the lowest number there is stands for "below the
     # threshold", and is the threshold that is left.
     lowest = torch.finfo(torch.float32).min
-    scores = [
-        torch.where(p > score_thresh, p.float() * s.float()[:, None], lowest)
-        for p, s in zip(probs, iou, strict=True)
-    ]
-    return fast_rcnn_inference(boxes, scores, image_sizes, lowest, *limits)
+    scores = [torch.where(p > score_thresh, p.float() * f, lowest) for p, f in zip(probs, factors)]
+    detections, kept = fast_rcnn_inference(
+        boxes, scores, image_sizes, lowest, nms_thresh, topk_per_image
+    )
+    return detections, take_rows(rows, kept)
+
+
+def _finite_rows(*parts: Tensor) -> Tensor:
+    """Ascending indices of the rows (R, ...) that are finite in all parts."""
+    finite = torch.stack([part.isfinite().flatten(1).all(dim=1) for part in parts])
+    return finite.all(dim=0).nonzero().flatten()
