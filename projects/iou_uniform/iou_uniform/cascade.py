@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clsloc.errors import UserError
+from clsloc.poolers import build_box_pooler
 from clsloc.samplers import IoUUniformSampler
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -86,7 +87,7 @@ class IoUUniformCascadeROIHeads(IoUUniformROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        pooler, shape = cls._build_pooler(cfg, input_shape)
+        pooler, shape = build_box_pooler(cfg, input_shape)
         heads, predictors = nn.ModuleList(), nn.ModuleList()
         for weights in cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS:
             heads.append(towers := cls._build_towers(cfg, shape))

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from clsloc.errors import UserError
 from clsloc.lazy import foreground_rows, rows_of_batch, surviving_rows, take_rows
+from clsloc.poolers import build_box_pooler
 from clsloc.samplers import IoUUniformSampler
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads, build_box_head
 from detectron2.structures import Boxes, Instances
 from iou_uniform.output_layers import IoUUniformOutputLayers
@@ -129,7 +129,7 @@ class IoUUniformROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        pooler, shape = cls._build_pooler(cfg, input_shape)
+        pooler, shape = build_box_pooler(cfg, input_shape)
         towers = cls._build_towers(cfg, shape)
         shapes = {name: tower.output_shape for name, tower in towers.items()}
         return {
@@ -138,22 +138,6 @@ class IoUUniformROIHeads(StandardROIHeads):
             "box_head": towers,
             "box_predictor": IoUUniformOutputLayers(cfg, shapes),
         }
-
-    @staticmethod
-    def _build_pooler(
-        cfg: CfgNode, input_shape: dict[str, ShapeSpec]
-    ) -> tuple[ROIPooler, ShapeSpec]:
-        """The pooler, and the shape of what it gives."""
-        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        pooler = ROIPooler(
-            output_size=side,
-            scales=tuple(1.0 / input_shape[name].stride for name in in_features),
-            sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
-            pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
-        )
-        channels = input_shape[in_features[0]].channels
-        return pooler, ShapeSpec(channels=channels, height=side, width=side)
 
     @staticmethod
     def _build_towers(cfg: CfgNode, shape: ShapeSpec) -> nn.ModuleDict:
