@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -88,6 +89,8 @@ class ConvTower(nn.Module):
 
     def feature_map(self, x: Tensor) -> Tensor:
         """The last map before the mean over positions: (R, out_channels, H, W)."""
+        if x.device.type == "cpu":  # a quarter faster so
+            x = x.contiguous(memory_format=torch.channels_last)
         return self.blocks(x)
 
     def pool(self, feature_map: Tensor) -> Tensor:

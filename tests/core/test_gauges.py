@@ -15,7 +15,8 @@ from clsloc.errors import UserError
 from clsloc.gauges.child import RemoteWorkload
 from clsloc.gauges.pairs import PairedTimes, median_interval, time_pairs
 from clsloc.gauges.survivors import fixed_survivors, spread
-from clsloc.gauges.workload import Workload, synthetic_inputs
+from clsloc.gauges.workload import Workload, calibrated_norms, synthetic_inputs
+from detectron2.layers import get_norm
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
 CONFIG = "digits/faster_rcnn_R_18_FPN.yaml"
@@ -97,6 +98,22 @@ def test_a_step_runs_and_changes_no_weight():
     assert all(torch.equal(a, b) for a, b in zip(before, work.model.parameters()))
     assert any(p.grad is not None and p.grad.any() for p in work.model.parameters())
     assert work.peak_memory_mb() > 10
+
+
+def test_calibrated_norms_whiten_what_random_weights_make_of_the_input():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), get_norm("FrozenBN", 8), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)]
+    model = nn.Sequential(*layers).eval()
+    x = 1000 * torch.rand(2, 3, 9, 9)
+    with calibrated_norms(model), torch.no_grad():
+        model(x)
+        model(x[:0])  # nothing to learn from
+    with torch.no_grad():
+        for last in (2, 4):
+            out = model[:last](x)
+            assert out.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+            assert (out.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-3
+    assert not any(module._forward_pre_hooks for module in model)
 
 
 def test_survivors_bound_the_detections_of_a_detector():
