@@ -68,6 +68,8 @@ class Trainer(DefaultTrainer):
         loader.seed = self.seed
         log_schedule(cfg, len(loader.dataset))
         model = self.build_model(cfg)
+        if cfg.MODEL.DEVICE == "cpu":  # convolutions are faster so, by about a tenth of a step
+            model = model.to(memory_format=torch.channels_last)
         optimizer = self.build_optimizer(cfg, model)
         model = wrap_model(model)
         step_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer

@@ -247,7 +247,7 @@ def test_divergence_names_step_losses_and_images(sentence):
 def test_a_changed_batch_with_the_old_learning_rate_is_warned_about(parse, tmp_path):
     main(parse("SOLVER.IMS_PER_BATCH", "1"))
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "was chosen for batches of 2 images" in log and "consider SOLVER.BASE_LR 0.01" in log
+    assert "was chosen for batches of 2 images" in log and "consider SOLVER.BASE_LR 0.0075" in log
 
 
 def test_the_reference_world_size_scales_batch_rate_and_schedule(parse, tmp_path):

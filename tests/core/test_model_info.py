@@ -61,7 +61,7 @@ def test_roi_heads_see_exactly_the_stated_rois(detector: nn.Module, num_rois: in
     report = model_info(detector, (64, 96), num_rois)
     fc, classes = 256, 3
     head = num_rois * (64 * 49 * fc + fc * fc)
-    predictor = num_rois * fc * (classes + 1 + 4 * classes)
+    predictor = num_rois * fc * (classes + 1 + 4)  # one box for all classes
     parts = report["parts"]
     assert parts["roi_heads.box_head"]["flops"] == head
     assert parts["roi_heads.box_predictor"]["flops"] == predictor

@@ -212,7 +212,7 @@ def test_model_info_writes_its_figures(capsys) -> None:
     assert report["params_total"] == sum(p.numel() for p in model.parameters())
     assert report["params_trainable"] == report["params_total"]
     assert (report["input_size"], report["num_rois"]) == ([64, 96], 1000)
-    assert report["parts"]["roi_heads.box_predictor"]["flops"] == 1000 * 256 * (3 + 8)
+    assert report["parts"]["roi_heads.box_predictor"]["flops"] == 1000 * 256 * (3 + 4)
     printed = capsys.readouterr().out
     assert f"{report['params_total']:,}" in printed
     assert "64x96" in printed
@@ -230,7 +230,7 @@ def test_an_unknown_part_is_one_sentence(tool: str, images: Path, weights: Path,
 def test_model_info_takes_its_size_from_the_config() -> None:
     args = ["--config-file", CONFIG, "--json", "info.json", "INPUT.MAX_SIZE_TEST", 1000]
     assert run_tool("model_info", *args) == 0
-    assert json.loads(Path("info.json").read_text())["input_size"] == [192, 256]
+    assert json.loads(Path("info.json").read_text())["input_size"] == [128, 192]
 
 
 @pytest.mark.parametrize("name", ["model_info", "predict"])
