@@ -218,7 +218,8 @@ class _Rivals:
         iou = corner_iou(
             self.low[..., None], self.high[..., None], self.low[:, None], self.high[:, None]
         )
-        iou.fill_diagonal_(-1)
+        # A GT is no rival of itself, nor of one in the same place.
+        iou[(gt_boxes[:, None] == gt_boxes).all(dim=2)] = -1
         # The closest first: they refute most candidates, which are then done with.
         self.iou, self.index = iou.sort(dim=1, descending=True)
 
@@ -238,7 +239,6 @@ class _Rivals:
             rivals = self.index[own_gt[rows], start : start + RIVALS_AT_ONCE]
             low, high = candidates.low[:, rows, None], candidates.high[:, rows, None]
             iou = corner_iou(low, high, self.low[:, rivals], self.high[:, rivals])
-            # The GT itself may be among them, as the last: it does not beat itself.
             beaten = (iou > candidates.iou[rows, None]).any(dim=1)
             owned[rows[beaten]] = False
             rows = rows[~beaten]

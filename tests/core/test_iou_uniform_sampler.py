@@ -269,9 +269,21 @@ def test_any_list_of_intervals():
     assert (iou_matrix(samples.boxes, tensor(*PAIR)).amax(dim=1) == samples.iou).all()
 
 
-def test_a_large_crowd_in_bounded_memory():
+def test_a_large_crowd_in_bounded_memory(monkeypatch):
     gt = random_gt(1000, sides=(10, 150), size=(800, 1088))
+    rand, sizes = torch.rand, []
+
+    def recorded(*args, **kwargs):
+        draws = rand(*args, **kwargs)
+        sizes.append(draws.numel())
+        return draws
+
+    monkeypatch.setattr(torch, "rand", recorded)
+    start = time.process_time()
     samples = IoUUniformSampler().sample(gt, (800, 1088), generator())
+    assert time.process_time() - start < 4
+    # A million numbers at once, of the eight million of the first round.
+    assert max(sizes) <= 2**20 < 8 * 10**6 <= sum(sizes)
     best = iou_matrix(samples.boxes, gt).amax(dim=1)
     assert (best - samples.iou).max() < 1e-6
     filled = counts(samples, 1000)

@@ -125,7 +125,7 @@ def test_without_overlaps_inference_is_that_of_hard_nms(box_classes):
         left = torch.arange(len(image_probs)) * 50.0
         image_boxes = torch.stack([left, left * 0 + 5, left + 40, left * 0 + 30], dim=1)
         boxes.append(image_boxes.repeat(1, box_classes))
-    boxes[0][2] = torch.nan
+    boxes[0][-1] = torch.nan
     sizes = [(20, 260)] * 2
     expected, expected_rows = fast_rcnn_inference(boxes, probs, sizes, 0.2, 0.5, 5)
     found, rows = soft_nms_inference(boxes, probs, sizes, 0.2, 5)

@@ -130,7 +130,7 @@ def _per_stage(node: CfgNode, key: str) -> tuple:
 
 
 def _coder_weights(values: Sequence[float]) -> tuple[float, ...]:
-    if isinstance(values, str) or len(values) != 4:
+    if not isinstance(values, list | tuple) or len(values) != 4:
         raise UserError(
             "Each entry of MODEL.DECOUPLED.BBOX_REG_WEIGHTS must be four numbers, for dx, dy, dw "
             f"and dh, got {values!r}."

@@ -26,6 +26,9 @@ def add_iou_uniform_config(cfg: CfgNode) -> None:
     # classifier has foreground samples, evenly over the intervals (Table 5).
     node.NUM_MODE = "per_gt"
     node.MATCH_FACTOR = 1.0
+    # More in an image are cut down to this, evenly over the intervals: it bounds the memory in a
+    # crowd. 100 objects stay below it.
+    node.MAX_SAMPLES_PER_IMAGE = 6400
 
     # --- branches, and what they train on ---
     # Where boxes are regressed: "separate", with the IoU in a branch of its own, or

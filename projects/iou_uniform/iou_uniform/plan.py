@@ -27,12 +27,14 @@ class HeadPlan:
         efo: whether the IoU is predicted at the refined box, rather than at the proposal.
         match_factor: as many uniform samples in an image as this times its foreground samples;
             None: all that were drawn.
+        max_samples: uniform samples in an image at most.
     """
 
     towers: dict[str, str]
     samples: dict[str, str]
     efo: bool
     match_factor: float | None
+    max_samples: int
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "HeadPlan":
@@ -60,12 +62,17 @@ class HeadPlan:
             raise UserError(
                 f"MODEL.IOU_UNIFORM.MATCH_FACTOR must be larger than 0, got {node.MATCH_FACTOR}."
             )
+        if node.MAX_SAMPLES_PER_IMAGE < 1:
+            raise UserError(
+                "MODEL.IOU_UNIFORM.MAX_SAMPLES_PER_IMAGE must be at least 1, got "
+                f"{node.MAX_SAMPLES_PER_IMAGE}."
+            )
         towers = {"cls": "cls", "reg": "cls" if shared else "loc"}
         samples = {"reg": node.REG_SAMPLES}
         if node.WITH_IOU:
             towers["iou"], samples["iou"] = "loc", node.IOU_SAMPLES
         factor = node.MATCH_FACTOR if node.NUM_MODE == "match_rpn" else None
-        return cls(towers, samples, node.EFO, factor)
+        return cls(towers, samples, node.EFO, factor, node.MAX_SAMPLES_PER_IMAGE)
 
     @property
     def with_iou(self) -> bool:

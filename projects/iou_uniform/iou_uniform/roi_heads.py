@@ -211,19 +211,18 @@ class IoUUniformROIHeads(StandardROIHeads):
             found |= stage.run(pooled[rows], others)
             losses |= predictor.localisation_losses(found, samples)
         if on_uniform := plan.trained_on("uniform"):
-            counts = self._counts_to_match(proposals, plan.match_factor)
+            counts = self._most_samples(proposals, plan)
             samples = draw_samples(self.samplers[number], targets, counts)
             found = stage.run(self._pool(features, samples.boxes), on_uniform)
             losses |= predictor.localisation_losses(found, samples)
         return losses
 
-    def _counts_to_match(
-        self, proposals: list[Instances], factor: float | None
-    ) -> list[int] | None:
-        """Number of uniform samples of each image, from its foreground; None: all."""
-        if factor is None:
-            return None
-        return [round(factor * len(r)) for r in foreground_rows(proposals, self.num_classes)]
+    def _most_samples(self, proposals: list[Instances], plan: HeadPlan) -> list[int]:
+        """How many uniform samples to train on in each image at most."""
+        if plan.match_factor is None:
+            return [plan.max_samples] * len(proposals)
+        foreground = map(len, foreground_rows(proposals, self.num_classes))
+        return [min(round(plan.match_factor * count), plan.max_samples) for count in foreground]
 
     # --- inference ---
 

@@ -39,7 +39,7 @@ class LocalisationSamples:
 
 @torch.no_grad()
 def draw_samples(
-    sampler: IoUUniformSampler, targets: list[Instances], counts: Sequence[int] | None = None
+    sampler: IoUUniformSampler, targets: list[Instances], counts: Sequence[int]
 ) -> LocalisationSamples:
     """
     Boxes with uniform IoU around the objects of each image.
@@ -50,12 +50,14 @@ def draw_samples(
     Args:
         sampler: draws them, from torch's own random numbers.
         targets: N Instances with "gt_boxes", whose image size is without padding.
-        counts: how many to keep in each image; all if None.
+        counts: how many to keep in each image at most, evenly over the intervals.
     """
     drawn = [sampler.sample(t.gt_boxes.tensor, t.image_size) for t in targets]
-    if counts is not None:
-        num_intervals = len(sampler.intervals)
-        drawn = [resample(d, count, num_intervals) for d, count in zip(drawn, counts, strict=True)]
+    num_intervals = len(sampler.intervals)
+    drawn = [
+        resample(d, count, num_intervals) if len(d.boxes) > count else d
+        for d, count in zip(drawn, counts, strict=True)
+    ]
     _log_samples(drawn, sampler, sum(map(len, targets)))
     gt_boxes = [t.gt_boxes.tensor[d.gt_index] for t, d in zip(targets, drawn, strict=True)]
     boxes = [Boxes(d.boxes) for d in drawn]

@@ -187,6 +187,7 @@ def test_stages_have_their_own_intervals_weights_and_thresholds(build_on_meta):
         ({"REG_SAMPLES": "all"}, "REG_SAMPLES must be one of uniform, rpn"),
         ({"IOU_SAMPLES": "all"}, "IOU_SAMPLES must be one of"),
         ({"NUM_MODE": "all"}, "NUM_MODE must be one of"),
+        ({"MAX_SAMPLES_PER_IMAGE": 0}, "MAX_SAMPLES_PER_IMAGE must be at least 1, got 0"),
         ({"MATCH_FACTOR": 0.0}, "MATCH_FACTOR must be larger than 0"),
         ({"OFFSETS": (0.1, 0.1)}, "4 intervals, 2 offsets"),
         ({"SAMPLES_PER_GT": 3}, "3 samples for 4 intervals"),

@@ -23,6 +23,7 @@ PLAN = HeadPlan(
     samples={"reg": "uniform", "iou": "uniform"},
     efo=True,
     match_factor=None,
+    max_samples=6400,
 )
 STAGE_2 = (20.0, 20.0, 10.0, 10.0)
 
@@ -132,7 +133,8 @@ def test_no_boxes_are_a_zero_with_a_gradient(storage):
 def test_losses_at_the_start(weights, expected, make_targets, storage):
     """Zero outputs on 300 objects: the values and shares that the samples' statistics give."""
     objects = [([400 * i + 400, 250, 400 * i + 500, 310], 0) for i in range(300)]
-    samples = draw_samples(IoUUniformSampler(), make_targets(objects, size=(600, 400 * 300 + 1000)))
+    targets = make_targets(objects, size=(600, 400 * 300 + 1000))
+    samples = draw_samples(IoUUniformSampler(), targets, [10**6])
     num_boxes = len(samples.gt_boxes)
     assert num_boxes == 300 * 64
     assert samples.reg_divisor == 4 * num_boxes
@@ -178,7 +180,7 @@ def test_the_layers_start_as_the_text_says():
 def test_samples_of_a_batch(make_targets, storage):
     boxes = [([10, 10, 40, 40], 0), ([50, 10, 90, 60], 1)]
     targets = make_targets([], boxes, boxes[:1])
-    samples = draw_samples(IoUUniformSampler(), targets)
+    samples = draw_samples(IoUUniformSampler(), targets, [128] * 3)
     assert [len(b) for b in samples.boxes] == [0, 128, 64]
     every = torch.cat([b.tensor for b in samples.boxes])
     assert (every >= 0).all()
@@ -192,11 +194,22 @@ def test_samples_of_a_batch(make_targets, storage):
 
 
 def test_a_batch_without_objects_has_no_samples(make_targets, storage):
-    samples = draw_samples(IoUUniformSampler(), make_targets([], []))
+    samples = draw_samples(IoUUniformSampler(), make_targets([], []), [9, 9])
     assert [len(b) for b in samples.boxes] == [0, 0]
     assert samples.gt_boxes.shape == (0, 4)
     assert samples.reg_divisor == 4
     assert "iou_uniform/fill_rate" not in storage.latest()
+
+
+def test_no_more_samples_than_asked_for(make_targets, storage):
+    objects = [([10, 10, 40, 40], 0), ([50, 10, 90, 60], 1)]
+    targets = make_targets(objects, objects)
+    samples = draw_samples(IoUUniformSampler(), targets, [40, 200])
+    assert [len(b) for b in samples.boxes] == [40, 128]
+    edges = torch.tensor([0.5, 0.6, 0.7, 0.8, 1.0])
+    assert interval_of(samples.iou[:40], edges).bincount().tolist() == [10] * 4
+    assert samples.reg_divisor == 4 * 168
+    assert storage.latest()["iou_uniform/fill_rate"][0] == pytest.approx(168 / 256)
 
 
 def uniform_samples(sizes):

@@ -194,6 +194,15 @@ def test_as_many_samples_as_the_classifier_has_foreground(factor, build_tiny, ma
     assert rows == [factor * foreground]
 
 
+@pytest.mark.parametrize("variant", ["faster", "cascade"])
+def test_a_crowd_is_cut_down(variant, build_tiny, make_batch, storage):
+    model = build_tiny(MAX_SAMPLES_PER_IMAGE=24, **VARIANTS[variant]).train()
+    rows = [count_rows(stage.towers["loc"]) for stage in model.roi_heads.stages]
+    sum(model(make_batch(TWO_OBJECTS, [])).values()).backward()
+    # The cascade runs the branch on the proposals of a stage, too, to refine them.
+    assert all(24 in r and max(r) <= 32 for r in rows)
+
+
 # --- inference ---
 
 
