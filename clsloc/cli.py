@@ -15,6 +15,8 @@ from typing import Any
 from clsloc.errors import UserError
 from clsloc.files import atomic_write
 
+INTERRUPTED_STATUS = 130  # what shells tell of a program that Ctrl-C ended
+
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
@@ -111,11 +113,14 @@ def run(
 ) -> int:
     """Parse the command line and call ``main``; returns the exit status for ``sys.exit``.
 
-    A :class:`~clsloc.errors.UserError` becomes its sentence on stderr and status 2. Any other
-    exception is a defect of the program and keeps its traceback.
+    A :class:`~clsloc.errors.UserError` becomes its sentence on stderr and status 2, Ctrl-C a word
+    and status 130. Any other exception is a defect of the program and keeps its traceback.
     """
     try:
         return main(parser.parse_args(args)) or 0
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return UserError.EXIT_STATUS
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS

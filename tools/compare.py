@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -92,7 +92,7 @@ def train(
         command = [sys.executable, "-m", "clsloc.train", "--config-file", config, *flags, *resume]
         command += [*overrides, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
         with open(folder / "console.txt", "a", encoding="utf-8") as console:
-            status = subprocess.run(command, stdout=console, stderr=console).returncode
+            status = run_to_its_end(command, console)
         if status:
             raise UserError(
                 f"The run in {str(folder)!r} ended with status {status}; its console.txt says "
@@ -103,6 +103,16 @@ def train(
         "seconds_per_iteration": content.get("seconds_per_iteration"),
         "seed": content.get("seed"),
     }
+
+
+def run_to_its_end(command: list[str], console: IO[str]) -> int:
+    """Run a program and return its status; Ctrl-C, which it gets too, waits until it has saved."""
+    process = subprocess.Popen(command, stdout=console, stderr=console)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def write_table(

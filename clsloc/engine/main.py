@@ -11,6 +11,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from clsloc.checkpoint import Checkpointer
+from clsloc.cli import INTERRUPTED_STATUS
 from clsloc.engine.checks import check_config, check_learning_rate
 from clsloc.engine.config_file import resolve_config_file
 from clsloc.engine.projects import ConfigFunction
@@ -24,9 +25,6 @@ from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-
-INTERRUPTED_STATUS = 130
-"""The exit status of a program that Ctrl-C ended, by the custom of shells."""
 
 
 def run(args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = ()) -> int:

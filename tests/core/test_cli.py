@@ -73,6 +73,14 @@ def test_a_user_error_becomes_a_sentence_and_status_2(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "odd.py: The value 3 is odd; give an even one.\n"
 
 
+def test_ctrl_c_becomes_a_word_and_status_130(capsys: pytest.CaptureFixture) -> None:
+    def main(args: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    assert cli.run(main, cli.make_parser("Test.", config=False), []) == 130
+    assert capsys.readouterr().err.endswith(": interrupted\n")
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     def main(args: argparse.Namespace) -> int:
         raise ValueError("a defect")

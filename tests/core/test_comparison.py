@@ -3,6 +3,11 @@
 import importlib.util
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +84,31 @@ def test_a_comparison_goes_on_where_it_was_stopped(command, tmp_path, capsys):
     assert "Resuming" in out and "Training" not in out
     again = json.loads((tmp_path / "out" / "table.json").read_text())
     assert again["rows"][1]["mean"]["AP"] == report["rows"][1]["mean"]["AP"]
+
+
+def test_ctrl_c_waits_until_the_run_has_saved(command, tmp_path):
+    paths = os.pathsep.join(filter(None, map(os.path.abspath, sys.path)))
+    words = [TOOL, "--configs", "a.yaml", "--output", "out", "SOLVER.MAX_ITER", 9999,
+             "SOLVER.CHECKPOINT_PERIOD", 9999]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=tmp_path, start_new_session=True, text=True,
+        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    folder = tmp_path / "out" / "a" / "seed0"
+    end = time.monotonic() + 200
+    while "iter: 19" not in (text := read(folder / "console.txt")) and time.monotonic() < end:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=100)
+    assert (process.returncode, error.splitlines()[-1]) == (130, "compare.py: interrupted"), text
+    assert "Traceback" not in error
+    assert "Interrupted after iteration" in read(folder / "console.txt")
+    assert (folder / read(folder / "last_checkpoint")).exists()
+
+
+def read(path):
+    return path.read_text() if path.exists() else ""
 
 
 def test_a_mistake_shows_before_the_first_run(command, tmp_path, capsys):

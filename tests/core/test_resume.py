@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
+from clsloc.cli import INTERRUPTED_STATUS
 from clsloc.engine import argument_parser, main, run
-from clsloc.engine.main import INTERRUPTED_STATUS
 
 COMMON = """
 INPUT: {MIN_SIZE_TRAIN: [48, 64], MIN_SIZE_TEST: 64, RANDOM_FLIP: horizontal}
