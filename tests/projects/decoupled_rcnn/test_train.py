@@ -12,9 +12,9 @@ from clsloc.engine import argument_parser, main
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-    "MODEL.FPN.OUT_CHANNELS": 32,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.FPN.NORM": "",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
     "MODEL.ROI_HEADS.NUM_CLASSES": 3,
     "DATASETS.TRAIN": "('four',)",
     "DATASETS.TEST": "('four',)",
