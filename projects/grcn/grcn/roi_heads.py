@@ -231,15 +231,12 @@ def _build_heads(cfg: CfgNode, shape: ShapeSpec) -> tuple[nn.ModuleDict, dict[st
     copy = f"{name}_copy"
     match cfg.MODEL.GRCN.HEAD:
         case "separate":
-            return _with_copy(head, name, copy), {"cls": [name], "loc": [copy]}
+            readers = {"cls": [name], "loc": [copy]}
         case "double":
-            return _with_copy(head, name, copy), dict.fromkeys(TASKS, [name, copy])
+            readers = {task: [name, copy] for task in TASKS}
         case _:
-            return nn.ModuleDict({name: head}), dict.fromkeys(TASKS, [name])
-
-
-def _with_copy(head: nn.Module, name: str, copy: str) -> nn.ModuleDict:
-    return nn.ModuleDict({name: head, copy: deepcopy(head)})
+            return nn.ModuleDict({name: head}), {task: [name] for task in TASKS}
+    return nn.ModuleDict({name: head, copy: deepcopy(head)}), readers
 
 
 def _build_context(cfg: CfgNode, channels: int) -> GlobalContext:
