@@ -59,9 +59,7 @@ def predictions_of(model, maps, proposals):
 
 
 @pytest.mark.parametrize("config, keys", STRUCTURES)
-def test_every_parameter_is_trained_by_finite_losses(
-    config, keys, build_tiny, make_batch, storage
-):
+def test_every_parameter_is_trained_by_finite_losses(config, keys, build_tiny, make_batch, storage):
     model = build_tiny(config, **keys).train()
     losses = model(make_batch(OBJECTS, [([8, 8, 30, 30], 1)]))
     assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
@@ -147,9 +145,7 @@ def test_losses_reach_only_the_layers_of_their_task(config, build_tiny, make_bat
         torch.manual_seed(0)
         losses = model(make_batch(OBJECTS))
         sum(losses[name] for name in names).backward()
-        return {
-            name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
-        }
+        return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
     of_cls, of_loc = reached("loss_cls"), reached("loss_box_reg")
     of_rpn = reached("loss_rpn_cls", "loss_rpn_loc")
