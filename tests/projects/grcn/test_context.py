@@ -55,11 +55,10 @@ def test_a_constant_image_adds_its_value_whatever_the_weights(make):
 
 def plain_attention(context, p, v):
     """Eq. 1 as it is printed, head by head: p (P, D), v (S, D)."""
-    q, k = context.query(p), context.key(v)
-    v = context.value(v)
+    projected = (context.query(p), context.key(v), context.value(v))
     outputs = []
-    for q, k, v in zip(*(x.chunk(context.num_heads, dim=1) for x in (q, k, v))):
-        outputs.append((q @ k.T / math.sqrt(q.shape[1])).softmax(dim=1) @ v)
+    for q, k, values in zip(*(x.chunk(context.num_heads, dim=1) for x in projected)):
+        outputs.append((q @ k.T / math.sqrt(q.shape[1])).softmax(dim=1) @ values)
     return p + torch.cat(outputs, dim=1)
 
 
