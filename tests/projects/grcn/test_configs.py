@@ -80,3 +80,76 @@ def test_every_size_is_that_of_a_config():
 )
 def test_size_of_what_overrides_reach(name, overrides, size, build_on_meta):
     assert count(build_on_meta(name, overrides)) == size
+
+
+CLS = {"CONTEXT.CLS": True}
+V5, STRIDE_8 = {"SPLIT_BLOCK": 5}, {"LOC_DOWN": "none"}
+# Rows of the tables: what they set in `MODEL.GRCN`.
+ROWS = {
+    "vgg16_baseline": {},
+    "vgg16_detect_f": V5,
+    "vgg16_detect_rf": V5 | {"HEAD": "separate"},
+    "vgg16_detect_s": {"HEAD": "double"},
+    "vgg16_context_cls": CLS,
+    "vgg16_context_loc": {"CONTEXT.LOC": True},
+    "vgg16_nopool_cls": V5 | {"CLS_DOWN": "none"},
+    "vgg16_nopool_loc": V5 | STRIDE_8,
+    "vgg16_conv_loc": V5 | {"LOC_DOWN": "conv"},
+    "vgg16_pool_s1_loc": V5 | {"LOC_DOWN": "pool_s1"},
+    "vgg16_grcn": V5 | STRIDE_8 | CLS,
+    "R_50_baseline": {},
+    "R_50_grcn": {"RES4_SPLIT": 2} | STRIDE_8 | CLS,
+    "R_101_baseline": {},
+    "R_101_grcn": {"RES4_SPLIT": 6} | STRIDE_8 | CLS,
+    "R_50_det": {"RES_DET": True},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_their_switches_and_nothing_else(name, make_cfg):
+    network = "vgg16" if "vgg16" in name else "_".join(name.split("_")[:2])
+    for folder in ("coco", "voc"):
+        if f"{folder}/{name}" not in NAMES:
+            continue
+        keys = {f"MODEL.GRCN.{key}": value for key, value in ROWS[name].items()}
+        expected = make_cfg(f"{folder}/{network}_baseline", keys)
+        found = make_cfg(f"{folder}/{name}")
+        for cfg in (expected, found):
+            cfg.defrost()
+            cfg.OUTPUT_DIR = ""
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "name, overrides",
+    [
+        ("coco/vgg16_baseline", {"MODEL.GRCN.SPLIT_BLOCK": 1}),
+        ("coco/vgg16_grcn", {"MODEL.GRCN.CONTEXT.VALUE_PROJ": True}),
+        ("coco/R_50_det", {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14}),
+        ("coco/R_50_det", {"MODEL.GRCN.RES_DET_HEAD": "conv2"}),
+        ("coco/R_50_det", {"MODEL.GRCN.RES_DET_HEAD": "res5"}),
+        (
+            "coco/R_50_grcn",
+            {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14, "MODEL.GRCN.RES5_STRIDE": 2},
+        ),
+    ],
+)
+def test_rows_of_the_text_build_from_overrides(name, overrides, build_on_meta):
+    assert count(build_on_meta(name, overrides)) > 10**7
+
+
+@pytest.mark.parametrize("name", ["vgg16_grcn", "R_101_baseline", "R_50_det"])
+def test_settings_of_the_paper(name, make_cfg):
+    for folder, steps, end in (("coco", 240_000, 320_000), ("voc", 150_000, 180_000)):
+        cfg = make_cfg(f"{folder}/{name}")
+        assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (1, 0.001)
+        assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((steps,), end)
+        assert cfg.SOLVER.WARMUP_ITERS == 0 and not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+        assert cfg.SOLVER.WEIGHT_DECAY == (0.0005 if "vgg" in name else 0.0001)
+        assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TEST) == ((600,), 1000)
+        assert cfg.MODEL.RPN.SMOOTH_L1_BETA == pytest.approx(1 / 9, abs=1e-4)
+        assert cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 300
+        assert cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 128
+        assert cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST == 0.3
+        assert cfg.DATASETS.TEST == (("coco_2014_val",) if folder == "coco" else ("voc_2007_test",))
+        assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]) == (5 if folder == "coco" else 3)
