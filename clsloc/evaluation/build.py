@@ -34,7 +34,8 @@ def build_evaluator(
         case "coco":
             return boxes
         case "pascal_voc":
-            return DatasetEvaluators([boxes, OfficialVOCEvaluator(dataset_name)])
+            official = OfficialVOCEvaluator(dataset_name, per_class=cfg.CLSLOC.TEST.PER_CLASS)
+            return DatasetEvaluators([boxes, official])
         case other:
             raise UserError(
                 f"The dataset {dataset_name!r} has evaluator_type {other!r}, for which there is no "

@@ -145,6 +145,27 @@ def test_official_voc_sets_get_both_measures(voc_folder, tmp_path):
     results = run(evaluator, "voc_test", [[(0, 0.9, (0, 0, 100, 72))]] * 2)
     assert results["bbox"]["AP70"] == pytest.approx(100) and results["bbox"]["AP75"] == 0
     assert results["voc"]["AP50"] == pytest.approx(100) and results["voc"]["AP75"] == 0
+    assert results["voc"]["AP70"] == pytest.approx(100)
+    assert list(results["voc"]) == ["AP", "AP50", "AP75", "AP70"]
+
+
+def test_ap70_of_every_class_is_the_mean_of_eleven_points_in_the_order_of_the_classes(
+    voc_folder, tmp_path
+):
+    objects = [("dog", (1, 1, 100, 100), 0), ("cat", (101, 1, 200, 100), 0)]
+    directory = voc_folder({"test": ["a", "b"]}, {"a": objects, "b": objects})
+    register_pascal_voc("voc_test", directory, "test", 2007, ["dog", "cat"])
+    MetadataCatalog.get("voc_test").evaluator_type = "pascal_voc"
+    cfg = setup_cfg(overrides=["OUTPUT_DIR", str(tmp_path), "CLSLOC.TEST.PER_CLASS", "True"])
+    evaluator = build_evaluator(cfg, "voc_test")
+    # Both dogs with IoU 0.72; one of two cats, so that recall reaches 0.5: six points of eleven.
+    dog, cat = (0, 0.9, (0, 0, 100, 72)), (1, 0.8, (100, 0, 200, 72))
+    results = run(evaluator, "voc_test", [[dog, cat], [dog]])["voc"]
+    assert list(results)[4:] == ["AP70-dog", "AP70-cat"]
+    assert results["AP70-dog"] == pytest.approx(100)
+    assert results["AP70-cat"] == pytest.approx(100 * 6 / 11)
+    assert results["AP70"] == pytest.approx(100 * (1 + 6 / 11) / 2)
+    assert results["AP75"] == 0
 
 
 def test_each_of_several_datasets_gets_its_folder(pets, tmp_path):

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from clsloc.engine import setup_cfg
+from clsloc.engine.projects import find_projects
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+find_projects()  # from here on `grcn` can be imported
+
+CONFIGS = Path(__file__).parents[3] / "projects" / "grcn" / "configs"
+SIZE = (64, 96)
+
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[16, 32, 64]],
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 0,
+    "MODEL.RPN.BOUNDARY_THRESH": -1,
+    "MODEL.RPN.CONV_DIMS": [16],
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 50,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 40,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 3,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+}
+NARROW_RESNET = {
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+}
+# One convolution in each block, a few channels.
+NARROW_VGG = ((8, 1), (8, 1), (16, 1), (16, 1), (16, 1))
+
+
+@pytest.fixture
+def make_cfg():
+    """A shipped config by its name, with overrides {key: value}."""
+
+    def make(config="coco/R_50_grcn", overrides=None):
+        items = [item for pair in (overrides or {}).items() for item in pair]
+        return setup_cfg(config_file=str(CONFIGS / f"{config}.yaml"), overrides=items)
+
+    return make
+
+
+@pytest.fixture
+def build_on_meta(make_cfg):
+    """The model of a config without memory: enough to count and to look at."""
+
+    def build(config="coco/R_50_grcn", overrides=None):
+        cfg = make_cfg(config, {"MODEL.DEVICE": "meta", **(overrides or {})})
+        with torch.device("meta"):
+            return build_model(cfg)
+
+    return build
+
+
+@pytest.fixture
+def tiny_cfg(make_cfg):
+    """A small model in the structure of a config of the paper; keyword arguments are keys of
+    `MODEL.GRCN`."""
+
+    def make(config="coco/R_50_grcn", overrides=None, **keys):
+        node = {f"MODEL.GRCN.{key.replace('__', '.')}": value for key, value in keys.items()}
+        fpn = {"MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]]}
+        tiny = TINY | NARROW_RESNET | (fpn if "FPN" in config else {})
+        return make_cfg(config, {**tiny, **node, **(overrides or {})})
+
+    return make
+
+
+@pytest.fixture
+def build_tiny(tiny_cfg, monkeypatch):
+    """The model of `tiny_cfg` with the weights of a seed."""
+    monkeypatch.setattr("clsloc.layers.vgg.VGG16_BLOCKS", NARROW_VGG)
+
+    def build(config="coco/R_50_grcn", overrides=None, *, seed=0, **keys):
+        cfg = tiny_cfg(config, overrides, **keys)
+        torch.manual_seed(seed)
+        return build_model(cfg)
+
+    return build
+
+
+@pytest.fixture
+def make_batch():
+    """A batch with one random image for each list of (box, class)."""
+
+    def make(*annotations, seed=0, sizes=()):
+        generator = torch.Generator().manual_seed(seed)
+        sizes = sizes or [SIZE] * len(annotations)
+        return [
+            {
+                "image": torch.randint(0, 255, (3, *size), generator=generator).float(),
+                "height": size[0],
+                "width": size[1],
+                "instances": _instances(objects, size),
+            }
+            for objects, size in zip(annotations, sizes, strict=True)
+        ]
+
+    return make
+
+
+def _instances(objects, size):
+    instances = Instances(size)
+    boxes = torch.tensor([box for box, _ in objects], dtype=torch.float32).reshape(-1, 4)
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_classes = torch.tensor([label for _, label in objects], dtype=torch.int64)
+    return instances
+
+
+@pytest.fixture
+def make_proposals():
+    """Proposals of given boxes, one list for each image."""
+
+    def make(*boxes, size=SIZE):
+        return [
+            Instances(
+                size,
+                proposal_boxes=Boxes(torch.tensor(b, dtype=torch.float32).reshape(-1, 4)),
+                objectness_logits=torch.zeros(len(b)),
+            )
+            for b in boxes
+        ]
+
+    return make
+
+
+@pytest.fixture
+def storage():
+    with EventStorage(0) as storage:
+        yield storage
