@@ -22,7 +22,7 @@ TINY = {
     "MODEL.BACKBONE.NAME": "TinyDensePyramid",
     "MODEL.DDOD.NUM_CLASSES": 3,
     "MODEL.DDOD.NUM_CONVS": 2,
-    "MODEL.DDOD.CONV_DIM": 32,
+    "MODEL.DDOD.CONV_DIM": 64,
 }
 
 
