@@ -3,10 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from clsloc.backbones import build_deform_resnet_backbone
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
 __all__ = ["TopLevels", "build_ddod_resnet_fpn_backbone"]
@@ -33,8 +34,9 @@ class TopLevels(LastLevelP6P7):
 
 @BACKBONE_REGISTRY.register()
 def build_ddod_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNet with FPN, P6 and P7, from ``MODEL.RESNETS``, ``MODEL.FPN`` and ``MODEL.DDOD.FPN``."""
-    return _pyramid(cfg, build_resnet_backbone(cfg, input_shape))
+    """ResNet, deformable or not, with FPN, P6 and P7, from ``MODEL.RESNETS``, ``MODEL.FPN`` and
+    ``MODEL.DDOD.FPN``."""
+    return _pyramid(cfg, build_deform_resnet_backbone(cfg, input_shape))
 
 
 def _pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
