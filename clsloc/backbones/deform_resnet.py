@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from clsloc.layers import DeformConv2d
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ResNet, build_resnet_backbone
-from detectron2.modeling.backbone.resnet import BottleneckBlock
 
 __all__ = ["build_deform_resnet_backbone", "make_deformable"]
 
@@ -15,24 +14,26 @@ def make_deformable(
     resnet: ResNet, stages: Sequence[bool], *, modulated: bool = False, deform_groups: int = 1
 ) -> ResNet:
     """
-    Replace the 3x3 convolution of every bottleneck of some stages, in place.
+    Replace the 3x3 convolutions of every block of some stages, in place.
 
     Weights and norms keep their names, so that a checkpoint of the plain network loads; new are
     the convolutions that predict offsets.
 
     Args:
-        resnet: of bottleneck blocks.
+        resnet: of any blocks.
         stages: whether res2, res3, ... are deformable.
         modulated, deform_groups: see `DeformConv2d`.
     """
     for stage, wanted in zip(resnet.stages, stages):
-        for block in stage:
-            if wanted and isinstance(block, BottleneckBlock):
-                block.conv2 = DeformConv2d.replacing(
-                    block.conv2, modulated=modulated, deform_groups=deform_groups
-                )
-                # A frozen stage stays frozen.
-                block.conv2.offset.requires_grad_(block.conv1.weight.requires_grad)
+        for parent in list(stage.modules()) if wanted else ():
+            for name, conv in list(parent.named_children()):
+                if isinstance(conv, Conv2d) and conv.kernel_size == (3, 3):
+                    new = DeformConv2d.replacing(
+                        conv, modulated=modulated, deform_groups=deform_groups
+                    )
+                    # A frozen stage stays frozen.
+                    new.offset.requires_grad_(conv.weight.requires_grad)
+                    setattr(parent, name, new)
     return resnet
 
 

@@ -1,8 +1,10 @@
-"""Deformable ResNets of the core."""
+"""Deformable ResNets and Res2Net."""
 
+import pytest
 import torch
 
-from clsloc.backbones import build_deform_resnet_backbone
+from clsloc.backbones import Res2Block, build_deform_resnet_backbone, build_res2net_backbone
+from clsloc.errors import UserError
 from clsloc.layers import DeformConv2d
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
@@ -47,3 +49,59 @@ def test_it_starts_as_the_plain_network_with_its_parameters():
 def test_without_deformable_stages_it_is_detectron2s():
     backbone = build_deform_resnet_backbone(small_cfg(), ShapeSpec(channels=3))
     assert not any(isinstance(module, DeformConv2d) for module in backbone.modules())
+
+
+def res2net(**keys):
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    for key, value in keys.items():
+        cfg.MODEL.RESNETS[key] = value
+    with torch.device("meta"):
+        return build_res2net_backbone(cfg, ShapeSpec(channels=3))
+
+
+@pytest.mark.parametrize(
+    "stages, norm, size",
+    [
+        ([False] * 4, "FrozenBN", 43_057_732),
+        ([False] * 4, "BN", 43_057_732 + 119_188),
+        ([False, True, True, True], "FrozenBN", 43_057_732 + 1_568_484),
+    ],
+)
+def test_size_of_res2net_101(stages, norm, size):
+    backbone = res2net(DEPTH=101, DEFORM_ON_PER_STAGE=stages, NORM=norm)
+    assert sum(p.numel() for p in backbone.parameters()) == size
+    shapes = backbone.output_shape()
+    assert {name: (s.channels, s.stride) for name, s in shapes.items()} == {
+        "res3": (512, 8),
+        "res4": (1024, 16),
+        "res5": (2048, 32),
+    }
+    deformable = [m for m in backbone.modules() if isinstance(m, DeformConv2d)]
+    assert len(deformable) == (3 * (4 + 23 + 3) if any(stages) else 0)
+
+
+def test_there_is_no_res2net_18():
+    with pytest.raises(UserError, match="DEPTH 18: choose one of 50, 101"):
+        res2net(DEPTH=18)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_groups_of_a_block_are_a_cascade_unless_it_is_the_first(first):
+    """A change of the first group reaches the second only through the cascade."""
+    block = Res2Block(8, 8, width=2, first=first, norm="").double()
+    x = torch.randn(1, 8, 5, 5).double()
+    seen = []
+    block.conv3.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    block(x)
+    with torch.no_grad():
+        block.convs[0].weight.mul_(2)
+    block(x)
+    changed = [not torch.equal(a, b) for a, b in zip(*(s.split(2, dim=1) for s in seen))]
+    assert changed == [True, not first, not first, False]
+
+
+@pytest.mark.parametrize("size", [(5, 7), (4, 4)])
+def test_a_block_with_stride_halves_the_map(size):
+    block = Res2Block(8, 16, width=2, stride=2, first=True)
+    assert block(torch.randn(2, 8, *size)).shape == (2, 16, (size[0] + 1) // 2, (size[1] + 1) // 2)

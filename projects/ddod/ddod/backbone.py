@@ -3,14 +3,14 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from clsloc.backbones import build_deform_resnet_backbone
+from clsloc.backbones import build_deform_resnet_backbone, build_res2net_backbone
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
-__all__ = ["TopLevels", "build_ddod_resnet_fpn_backbone"]
+__all__ = ["TopLevels", "build_ddod_res2net_fpn_backbone", "build_ddod_resnet_fpn_backbone"]
 
 
 class TopLevels(LastLevelP6P7):
@@ -37,6 +37,12 @@ def build_ddod_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """ResNet, deformable or not, with FPN, P6 and P7, from ``MODEL.RESNETS``, ``MODEL.FPN`` and
     ``MODEL.DDOD.FPN``."""
     return _pyramid(cfg, build_deform_resnet_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_ddod_res2net_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Res2Net with the same pyramid."""
+    return _pyramid(cfg, build_res2net_backbone(cfg, input_shape))
 
 
 def _pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:

@@ -35,6 +35,7 @@ WHOLE_MODELS = {
     "ddod_atss_R_101_DCN_FPN_2x": 51_265_086 + 1_286_172,
     # The convolutions of the backbone, its deformable layers, pyramid and head.
     "ddod_atss_X_101_32x4d_DCN_FPN_2x": 41_990_848 + 2_405_844 + 3_868_672 + 5_001_598,
+    "ddod_atss_R2_101_DCN_FPN_2x": 43_057_732 + 1_568_484 + 3_868_672 + 5_001_598,
 }
 PARTS = {
     # name: (head, trainable parameters of the model)
