@@ -2,6 +2,7 @@
 
 from clsloc.layers.conv_norm import ConvNorm
 from clsloc.layers.conv_tower import Bottleneck, ConvTower, UpBlock
+from clsloc.layers.deform_conv import DeformConv2d
 from clsloc.layers.nonlocal_block import NonLocalBlock
 from clsloc.layers.vgg import VGG16_BLOCKS, VGGBlock, make_vgg16_blocks
 
@@ -10,6 +11,7 @@ __all__ = [
     "Bottleneck",
     "ConvNorm",
     "ConvTower",
+    "DeformConv2d",
     "NonLocalBlock",
     "UpBlock",
     "VGGBlock",

@@ -1,0 +1,121 @@
+"""
+From the outputs of the head to detections.
+
+Shape shorthand, of one image: R_l anchors of a level, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clsloc.errors import UserError
+from clsloc.nms import soft_nms
+from detectron2.layers import batched_nms
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, Instances
+
+__all__ = ["DenseInference"]
+
+CHOICES = {
+    "topk_mode": ("pair", "location"),
+    "nms_type": ("hard", "soft"),
+    "score_fusion": ("product", "sqrt"),
+}
+
+
+@dataclass(frozen=True)
+class DenseInference:
+    """
+    Selects candidates by their class probability p alone, then ranks them by p and their quality q.
+
+    Attributes:
+        coder: `apply_deltas` of anchors.
+        score_thresh: p of a candidate is larger; a detection may score less.
+        topk_candidates: most candidates of a level, by p.
+        topk_mode: whether these are "pair"s of an anchor and a class, or "location"s (anchors).
+        nms_thresh, nms_type: IoU threshold within a class, and "hard" or "soft" (linear).
+        score_fusion: "product" p q, or "sqrt" of it.
+        max_detections: of an image.
+    """
+
+    coder: Box2BoxTransform
+    score_thresh: float = 0.05
+    topk_candidates: int = 1000
+    topk_mode: str = "pair"
+    nms_thresh: float = 0.6
+    nms_type: str = "hard"
+    score_fusion: str = "product"
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(
+                    f"MODEL.DDOD.TEST.{name.upper()} is {' or '.join(choices)}, got {value!r}."
+                )
+
+    def __call__(
+        self,
+        anchors: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        quality: Sequence[Tensor | None],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """
+        Args:
+            anchors: per level (R_l, 4).
+            logits: per level (R_l, K).
+            deltas: per level (R_l, 4).
+            quality: per level (R_l,) logits, or None where no quality is predicted.
+            image_size: (height, width) that boxes are clipped to.
+
+        Returns:
+            "pred_boxes", "scores" and "pred_classes", best first.
+        """
+        levels = zip(anchors, logits, deltas, quality, strict=True)
+        found = [self._candidates(*level) for level in levels]
+        boxes, scores, classes = (torch.cat(parts) for parts in zip(*found, strict=True))
+        clipped = Boxes(boxes)
+        clipped.clip(image_size)
+        if self.nms_type == "soft":
+            kept, scores = soft_nms(
+                clipped.tensor,
+                scores,
+                classes,
+                iou_thresh=self.nms_thresh,
+                topk=self.max_detections,
+            )
+        else:
+            kept = batched_nms(clipped.tensor, scores, classes, self.nms_thresh)
+            kept = kept[: self.max_detections]
+            scores = scores[kept]
+        return Instances(
+            image_size, pred_boxes=clipped[kept], scores=scores, pred_classes=classes[kept]
+        )
+
+    def _candidates(
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, quality: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and classes of the candidates of one level."""
+        probs = logits.float().sigmoid()
+        rows = None
+        if self.topk_mode == "location" and len(probs) > self.topk_candidates:
+            rows = probs.amax(dim=1).topk(self.topk_candidates).indices
+            probs = probs[rows]
+        row, classes = (probs > self.score_thresh).nonzero(as_tuple=True)
+        scores = probs[row, classes]
+        if self.topk_mode == "pair" and len(scores) > self.topk_candidates:
+            scores, best = scores.topk(self.topk_candidates)
+            row, classes = row[best], classes[best]
+        if rows is not None:
+            row = rows[row]
+        boxes = self.coder.apply_deltas(deltas[row].float(), anchors[row])
+        if quality is not None:
+            scores = scores * quality[row].float().sigmoid()
+            if self.score_fusion == "sqrt":
+                scores = scores.sqrt()
+        return boxes, scores, classes
