@@ -49,3 +49,15 @@ def _reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def repo() -> Path:
     """The root of the repository."""
     return REPO
+
+
+@pytest.fixture
+def forget_datasets():
+    """Take away the datasets that a test registered."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)

@@ -28,18 +28,6 @@ def tiny_digits(digits_root, monkeypatch):
 
 
 @pytest.fixture
-def forget_datasets():
-    """Take away the datasets that a test registered."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-
-
-@pytest.fixture
 def coco_folder(tmp_path):
     """Writes a COCO dataset with gaps in its category ids: boxes are (category id, XYWH)."""
 

@@ -93,6 +93,8 @@ def test_ctrl_c_waits_until_the_run_has_saved(command, tmp_path):
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=tmp_path, start_new_session=True, text=True,
         stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths},
+        # What starts in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     folder = tmp_path / "out" / "a" / "seed0"
     end = time.monotonic() + 200

@@ -28,7 +28,7 @@ SMALL = {
 
 
 @pytest.fixture
-def start(tmp_path, repo):
+def start(tmp_path, repo, forget_datasets):
     """Parsed arguments for a run of the digits recipe on four images with a box each."""
     images, annotations = [], []
     for i in range(4):

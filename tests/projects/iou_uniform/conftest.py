@@ -20,7 +20,7 @@ FASTER = "faster_iou_uniform_R_50_FPN_1x"
 TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.WEIGHTS": "",
-    "MODEL.BACKBONE.NAME": "SmallPyramid",
+    "MODEL.BACKBONE.NAME": "IoUUniformPyramid",
     "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 50,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 40,
@@ -31,7 +31,7 @@ TINY = {
 
 
 @BACKBONE_REGISTRY.register()
-class SmallPyramid(Backbone):
+class IoUUniformPyramid(Backbone):
     """Maps p2 to p6 of 16 channels from six convolutions."""
 
     def __init__(self, cfg, input_shape):
