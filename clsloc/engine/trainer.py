@@ -68,7 +68,7 @@ class Trainer(DefaultTrainer):
         loader.seed = self.seed
         log_schedule(cfg, len(loader.dataset))
         model = self.build_model(cfg)
-        if cfg.MODEL.DEVICE == "cpu":  # convolutions are faster so, by about a tenth of a step
+        if cfg.MODEL.DEVICE == "cpu":  # convolutions are faster so: 4 to 7 % of a digits step
             model = model.to(memory_format=torch.channels_last)
         optimizer = self.build_optimizer(cfg, model)
         model = wrap_model(model)
