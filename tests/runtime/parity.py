@@ -8,6 +8,8 @@ Detectron2 cannot live in one process, so measure in two and compare the files:
     PYTHONPATH=detectron2_lite python tests/runtime/parity.py --output lite.json
     python tests/runtime/parity.py --compare real.json lite.json
 
+With ``--models projects/<name>/configs/FILE.yaml ...`` it measures the models of those configs.
+
 Golden numbers come from the small setting on a real Detectron2, one file per model:
 
     PYTHONPATH=<real Detectron2> python tests/runtime/parity.py --setting tiny \
@@ -66,10 +68,16 @@ _TINY_BY_MODEL = {
 
 
 def build(name: str, setting: str, **extra) -> nn.Module:
-    """The model of :data:`MODELS` with random weights, on the CPU; ``extra`` sets config keys."""
+    """The model of :data:`MODELS`, or of a config file with that name, with random weights, on the
+    CPU; ``extra`` sets config keys."""
     from detectron2 import model_zoo
     from detectron2.modeling import build_model
 
+    if name not in MODELS:
+        from clsloc.engine import setup_cfg
+
+        torch.manual_seed(SEED)
+        return build_model(setup_cfg(config_file=name, overrides=["MODEL.DEVICE", "cpu"]))
     yaml, overrides = MODELS[name]
     cfg = model_zoo.get_config(yaml)
     overrides = {
@@ -130,6 +138,7 @@ def spread_predictions(model: nn.Module, inputs: list[dict]) -> None:
         module.register_forward_hook(_ScaleOnce(*target))
         for name, module in model.named_modules()
         if (target := _wanted_output(name, one_stage=hasattr(model, "head")))
+        and module.bias is not None  # else a norm follows, to which the scale does not matter
     ]
     with torch.no_grad():
         model.eval()(inputs)
@@ -149,6 +158,8 @@ def _wanted_output(name: str, one_stage: bool) -> tuple[float, float] | None:
         "anchor_deltas": (0.0, 0.2),
         "cls_score": (-4.0, 1.5) if one_stage else (0.0, 2.0),
         "bbox_pred": (0.0, 0.2) if one_stage else (0.0, 1.0),
+        **dict.fromkeys(("fc_cls", "conv_cls"), (0.0, 2.0)),
+        **dict.fromkeys(("fc_reg", "conv_reg"), (0.0, 1.0)),
     }
     return predictions.get(leaf)
 
@@ -286,7 +297,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--setting", choices=SIZES, default="stock")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME",
+        help=f"of {', '.join(MODELS)}, or config files")  # fmt: skip
     parser.add_argument("--reference", help="commit of the Detectron2 that is measured")
     parser.add_argument("--output", type=Path, help="write all results to this file")
     parser.add_argument("--golden", type=Path, help="write one file per model to this folder")
