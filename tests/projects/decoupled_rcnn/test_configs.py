@@ -100,6 +100,17 @@ def test_size_of_the_heads(build_on_meta):
     assert [count(predictor) for predictor in heads.reg_predictors] == [82_000, 4_100, 4_100]
 
 
+@pytest.mark.parametrize("stages", [2, 4])
+def test_size_with_other_numbers_of_stages(stages, build_on_meta):
+    config, keys = "voc/decoupled_cascade_R_50_FPN", {"NUM_REG_STAGES": stages}
+    if stages == 4:
+        four = setup_cfg(config_file=str(CONFIGS / "ablations/table4_stages4.yaml"))
+        for key in ("REG_IOUS", "CLS_AGNOSTIC", "BBOX_REG_WEIGHTS", "STAGE_LOSS_WEIGHTS"):
+            keys[key] = four.MODEL.DECOUPLED[key]
+    model = build_on_meta(config, {f"MODEL.DECOUPLED.{k}": v for k, v in keys.items()})
+    assert count(model) == {2: 69_187_896, 4: 96_987_456}[stages]
+
+
 def test_increments(build_on_meta):
     sizes = [SIZES[f"{kind}_R_50_FPN_1x"][0] for kind in ("faster", "decoupled")]
     assert sizes[1] - sizes[0] == FC_HEAD
@@ -138,9 +149,8 @@ def head_gflops(make_cfg):
 
 
 def test_cost_of_table_8(head_gflops):
-    faster, one, three = (
-        head_gflops(f"{kind}_R_50_FPN_1x") for kind in ("faster", "decoupled", "decoupled_cascade")
-    )
+    names = [f"{kind}_R_50_FPN_1x" for kind in ("faster", "decoupled", "decoupled_cascade")]
+    faster, one, three = map(head_gflops, names)
     assert one - faster == pytest.approx(13.893632, abs=1e-6)
     assert f"{one - faster + FC_RELU / 1e3:.2f}" == "13.90"
     assert three - one == pytest.approx(2 * (13.893632 + 0.004096), abs=1e-6)
@@ -167,21 +177,103 @@ def test_cost_of_table_11(head_gflops):
 # --- what the keys say ---
 
 
-def test_rows_that_stand_in_several_tables_are_one_model(make_cfg):
-    same = [
-        ("voc/decoupled_R_101_FPN", {}, "ablations/table3_reg70", {"NMS_THRESH_REG": 0.85}),
-        ("voc/decoupled_cascade_R_101_FPN", {"LOSS_LAMBDA": 1.0}, "ablations/table4_stages3", {}),
-        ("ablations/table4_stages3", {"NMS_THRESH_REG": 0.7}, "ablations/table5_reg70", {}),
-    ]
-    for one, one_keys, other, other_keys in same:
-        nodes = [
-            make_cfg(config, {f"MODEL.DECOUPLED.{k}": v for k, v in keys.items()})
-            for config, keys in ((one, one_keys), (other, other_keys))
-        ]
-        for cfg in nodes:
+def test_ours_plus_is_ours_with_soft_nms(make_cfg, build_on_meta):
+    for depth in ("R_101", "X_101_32x4d"):
+        name, keys = f"decoupled_cascade_{depth}_FPN_2x_testdev", {"MODEL.DECOUPLED.SOFT_NMS": True}
+        assert build_on_meta(name).roi_heads.soft_nms is None
+        assert build_on_meta(name, keys).roi_heads.soft_nms == {
+            "method": "linear",
+            "iou_thresh": 0.5,
+            "sigma": 0.5,
+            "min_score": 0.001,
+        }
+        assert make_cfg(name).DATASETS.TEST == ("coco_2017_test-dev",)
+
+
+DEFAULTS = {
+    "NMS_THRESH_CLS": 0.7,
+    "NMS_THRESH_REG": 0.85,
+    "POST_NMS_TOPK_REG_TRAIN": 1000,
+    "REG_SAMPLER": "positive",
+    "REG_BATCH_SIZE_PER_IMAGE": 512,
+    "REG_POSITIVE_FRACTION": 0.25,
+    "REG_APPEND_GT": False,
+    "SHARED_FC": False,
+    "NUM_REG_STAGES": 3,
+    "REG_IOUS": (0.5, 0.5, 0.5),
+    "BBOX_REG_WEIGHTS": tuple((10.0 * k, 10.0 * k, 5.0 * k, 5.0 * k) for k in (1, 2, 3)),
+    "CLS_AGNOSTIC": (False, True, True),
+    "LOSS_LAMBDA": 0.5,
+    "STAGE_LOSS_WEIGHTS": (1.0, 0.5, 0.25),
+    "REG_LOSS_NORM": "batch",
+    "REG_HEAD": "FastRCNNConvFCHead",
+    "REG_ROI_SCALE": 1.0,
+    "CASCADE_CLS": False,
+    "CLS_IOUS": (0.5, 0.6, 0.7),
+    "TEST_REG_STAGE": -1,
+    "TEST_CLS_STAGES": (),
+    "SOFT_NMS": False,
+    "SOFT_NMS_MIN_SCORE": 0.001,
+}
+
+
+def test_defaults_are_those_of_the_paper():
+    node = setup_cfg().MODEL.DECOUPLED
+    assert {key: node[key] for key in DEFAULTS} == DEFAULTS
+    assert set(node) - set(DEFAULTS) == {"SOFT_NMS_METHOD", "SOFT_NMS_SIGMA"}
+
+
+# Row: what it changes in the detector on VOC with R-101 and one stage, or with three.
+ONE, THREE = "voc/decoupled_R_101_FPN", "voc/decoupled_cascade_R_101_FPN"
+STOCK_SAMPLES = {"REG_SAMPLER": "random", "REG_APPEND_GT": True}
+ROWS = {
+    "table1_reg70_cls70": (ONE, {**STOCK_SAMPLES, "NMS_THRESH_REG": 0.7}),
+    "table1_reg80_cls70": (ONE, {**STOCK_SAMPLES, "NMS_THRESH_REG": 0.8}),
+    "table1_reg90_cls70": (ONE, {**STOCK_SAMPLES, "NMS_THRESH_REG": 0.9}),
+    "table1_reg70_cls80": (
+        ONE,
+        {**STOCK_SAMPLES, "NMS_THRESH_REG": 0.7, "NMS_THRESH_CLS": 0.8},
+    ),
+    "table1_reg70_cls90": (
+        ONE,
+        {**STOCK_SAMPLES, "NMS_THRESH_REG": 0.7, "NMS_THRESH_CLS": 0.9},
+    ),
+    "table2_fpn_unshared": (ONE, {"REG_SAMPLER": "shared"}),
+    "table2_decoupled_shared": (ONE, {"SHARED_FC": True, "NMS_THRESH_REG": 0.7}),
+    **{f"table3_reg{x}": (ONE, {"NMS_THRESH_REG": x / 100}) for x in (70, 75, 80, 90, 95)},
+    "table4_stages2": (THREE, {"NUM_REG_STAGES": 2, "LOSS_LAMBDA": 1.0}),
+    "table4_stages3": (THREE, {"LOSS_LAMBDA": 1.0}),
+    "table4_stages4": (
+        THREE,
+        {
+            "NUM_REG_STAGES": 4,
+            "LOSS_LAMBDA": 1.0,
+            "REG_IOUS": (0.5, 0.5, 0.5, 0.5),
+            "CLS_AGNOSTIC": (False, True, True, True),
+            "BBOX_REG_WEIGHTS": [[10.0 * k, 10.0 * k, 5.0 * k, 5.0 * k] for k in (1, 2, 3, 4)],
+            "STAGE_LOSS_WEIGHTS": (1.0, 0.5, 0.25, 0.125),
+        },
+    ),
+    "table5_reg70": (THREE, {"LOSS_LAMBDA": 1.0, "NMS_THRESH_REG": 0.7}),
+    "table6_lambda75": (THREE, {"LOSS_LAMBDA": 0.75}),
+    "table6_lambda25": (THREE, {"LOSS_LAMBDA": 0.25}),
+}
+
+
+def test_rows_of_the_ablations_change_what_their_table_says(make_cfg):
+    assert {f"ablations/{name}" for name in ROWS} == {n for n in NAMES if n.startswith("ablations")}
+    lambdas = [make_cfg(config).MODEL.DECOUPLED.LOSS_LAMBDA for config in (ONE, THREE)]
+    assert lambdas == [1.0, 0.5]
+    for name, (base, keys) in ROWS.items():
+        found, expected = make_cfg(f"ablations/{name}").clone(), make_cfg(base).clone()
+        for cfg in (found, expected):
             cfg.defrost()
             cfg.OUTPUT_DIR = ""
-        assert nodes[0] == nodes[1]
+        expected.MODEL.DECOUPLED.update(keys)
+        for cfg in (found, expected):
+            node = cfg.MODEL.DECOUPLED
+            node.BBOX_REG_WEIGHTS = [list(weights) for weights in node.BBOX_REG_WEIGHTS]
+        assert found == expected, name
 
 
 def test_the_schedules_are_those_of_the_paper(make_cfg):

@@ -67,6 +67,14 @@ def test_loss_by_hand(make_heads, run):
     assert box_losses(losses) == pytest.approx([3 * loss for loss in STAGE_LOSSES])
 
 
+def test_targets_by_hand(make_heads):
+    box, gt = torch.tensor([POSITIVE]), torch.tensor([GT])
+    assert pairwise_iou(Boxes(box), Boxes(gt)).item() == pytest.approx(0.6807, abs=1e-4)
+    for stage, predictor in enumerate(make_heads().reg_predictors, start=1):
+        target = predictor.transform.get_deltas(box, gt)
+        torch.testing.assert_close(target, torch.tensor([[-1.0 * stage, -1.0 * stage, 0, 0]]))
+
+
 @pytest.mark.parametrize(
     ("keys", "factors"),
     [

@@ -140,6 +140,18 @@ def test_each_branch_sees_its_own_samples_only(variant, build_tiny, make_batch, 
     assert 2 <= rows[0] <= 64
 
 
+def test_objects_are_samples_of_the_classifier_only(
+    build_tiny, make_proposals, make_target, random_features, storage
+):
+    heads = build_tiny().roi_heads.train()
+    seen = []
+    heads.box_pooler.register_forward_hook(lambda _, args, __: seen.append(args[1][0].tensor))
+    gt, near = [10.0, 10, 50, 50], [12.0, 10, 52, 50]
+    heads(None, random_features(1), [make_proposals([near])], [make_target([(gt, 1)])])
+    assert sorted(seen[0].tolist()) == [gt, near]
+    assert seen[1].tolist() == [near]
+
+
 def test_later_classifiers_train_on_refined_boxes(
     build_tiny, make_proposals, make_target, random_features, storage
 ):
@@ -182,6 +194,23 @@ def test_no_proposal_at_all(
         assert [len(found) for found in heads(None, features, nothing)[0]] == [0, 0]
 
 
+def test_no_proposal_in_one_of_two_images(
+    build_tiny, make_proposals, make_target, random_proposals, random_features, storage
+):
+    heads = build_tiny({"MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": False}).roi_heads.train()
+    proposals = [make_proposals([]), random_proposals(9)]
+    proposals[1].proposal_boxes.tensor[0] = torch.tensor(TWO_OBJECTS[0][0], dtype=torch.float32)
+    targets = [make_target(TINY_OBJECT), make_target(TWO_OBJECTS)]
+    losses = heads(None, random_features(), proposals, targets)[1]
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in heads.parameters())
+    heads.eval()
+    with torch.no_grad():
+        few, many = heads(None, random_features(), proposals)[0]
+    assert len(few) == 0 < len(many)
+
+
 @pytest.mark.parametrize("num_classes", [1, 2, 4, 80])
 def test_any_number_of_classes(num_classes, build_tiny, make_batch, storage):
     model = build_tiny({"MODEL.ROI_HEADS.NUM_CLASSES": num_classes}).train()
@@ -195,8 +224,10 @@ def test_any_number_of_classes(num_classes, build_tiny, make_batch, storage):
 
 def test_many_objects(build_tiny, make_batch, random_proposals, storage):
     boxes = random_proposals(1000).proposal_boxes.tensor.tolist()
-    losses = build_tiny().train()(make_batch([(box, i % 3) for i, box in enumerate(boxes)]))
+    model = build_tiny(REG_APPEND_GT=True).train()
+    losses = model(make_batch([(box, i % 3) for i, box in enumerate(boxes)]))
     assert all(loss.isfinite() for loss in losses.values())
+    assert storage.latest()["decoupled/num_reg_pos_stage0"][0] == 512
 
 
 def test_precomputed_proposals_serve_both_tasks(build_tiny, make_batch, random_proposals, storage):
