@@ -3,6 +3,7 @@
 from clsloc.assigners.atss import ATSSAssigner
 from clsloc.assigners.base import Anchors, Assignment, DenseAssigner, Predictions
 from clsloc.assigners.cost import CostAssigner, matching_quality
+from clsloc.assigners.crowd import anchors_in_crowds
 from clsloc.assigners.max_iou import MaxIoUAssigner
 from clsloc.assigners.padding import valid_anchors
 
@@ -14,6 +15,7 @@ __all__ = [
     "DenseAssigner",
     "MaxIoUAssigner",
     "Predictions",
+    "anchors_in_crowds",
     "matching_quality",
     "valid_anchors",
 ]

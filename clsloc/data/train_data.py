@@ -4,10 +4,11 @@ from functools import partial
 
 from torch.utils.data import Sampler
 
+from clsloc.data.crowd_mapper import CrowdMapper
 from clsloc.data.train_loader import Mapper, TrainLoader
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -20,7 +21,7 @@ def build_train_loader(cfg: CfgNode, seed: int, mapper: Mapper | None = None) ->
 
     Args:
         seed: of the order of the samples and of their augmentation.
-        mapper: Detectron2's ``DatasetMapper`` of the config if None.
+        mapper: the :class:`~clsloc.data.crowd_mapper.CrowdMapper` of the config if None.
 
     Raises:
         UserError: there is no image to train on, or the sampler is unknown.
@@ -28,7 +29,7 @@ def build_train_loader(cfg: CfgNode, seed: int, mapper: Mapper | None = None) ->
     dicts = training_dicts(cfg)
     return TrainLoader(
         DatasetFromList(dicts, copy=False),
-        DatasetMapper(cfg, is_train=True) if mapper is None else mapper,
+        CrowdMapper(cfg, is_train=True) if mapper is None else mapper,
         _sampler_maker(cfg, dicts),
         cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,

@@ -6,6 +6,9 @@ level, a block of 3x3 without ties.
 """
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from clsloc.assigners import (
     CostAssigner,
     MaxIoUAssigner,
     Predictions,
+    anchors_in_crowds,
     matching_quality,
     valid_anchors,
 )
@@ -278,3 +282,45 @@ def test_padding_of_an_image_is_left_out():
 def test_wrong_settings_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_anchors_of_which_a_larger_share_lies_in_a_crowd():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [6, 0, 16, 10], [40, 0, 50, 10]])
+    # 100, 50, 40 and 0 % of them lie in the first; the second holds a tenth of the last.
+    crowds = torch.tensor([[0.0, 0, 10, 20], [49, 0, 60, 10]])
+    assert anchors_in_crowds(anchors, crowds, 0.4).tolist() == [True, True, False, False]
+    assert anchors_in_crowds(anchors, crowds, 0.5).tolist() == [True, False, False, False]
+    assert anchors_in_crowds(anchors, crowds, 0.0).tolist() == [True, True, True, True]
+    assert anchors_in_crowds(anchors, crowds[1:], 0.0).tolist() == [False, False, False, True]
+    assert not anchors_in_crowds(anchors, crowds[:0], 0.0).any()
+
+
+PEAK = """
+import resource
+import torch
+from clsloc.assigners import *
+
+generator = torch.Generator().manual_seed(0)
+anchors = torch.rand(100_000, 2, generator=generator) * 1000
+anchors = Anchors(torch.cat([anchors, anchors + 32], dim=1), [70_000, 20_000, 10_000])
+corners = torch.rand(1000, 2, generator=generator) * 1000
+gt_boxes = torch.cat([corners, corners + 40], dim=1)
+predictions = Predictions(torch.zeros(100_000, 1), anchors.boxes)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for assigner in (
+    ATSSAssigner(), CostAssigner(), CostAssigner(topk_metric="cost"), MaxIoUAssigner()
+):
+    cls, reg = assigner(anchors, gt_boxes, torch.zeros(1000, dtype=torch.int64), predictions)
+    assert (cls.labels == 0).sum() > 1000
+assert anchors_in_crowds(anchors.boxes, gt_boxes, 0.5).any()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_a_thousand_objects_and_a_hundred_thousand_anchors_take_less_than_a_gigabyte():
+    """In a process of its own: the peak of this one says nothing."""
+    command = [sys.executable, "-c", PEAK]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 1000
