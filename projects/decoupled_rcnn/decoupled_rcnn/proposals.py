@@ -17,6 +17,9 @@ from detectron2.structures import Boxes, Instances
 
 __all__ = ["Candidates", "dual_nms", "select_candidates"]
 
+# NMS of so few boxes costs next to nothing.
+_FEW = 2000
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -105,19 +108,37 @@ def dual_nms(
         The boxes that either run keeps, best first: "proposal_boxes", "objectness_logits", and the
         bool fields "for_cls" and "for_reg" that tell which runs kept a box.
     """
-    c = candidates
-    keep_cls = batched_nms(c.boxes.tensor, c.logits, c.levels, thresh_cls)[:topk_cls]
-    keep_reg = batched_nms(c.boxes.tensor, c.logits, c.levels, thresh_reg)[:topk_reg]
+    order = candidates.logits.argsort(descending=True, stable=True)
+    c = Candidates(
+        candidates.boxes[order],
+        candidates.logits[order],
+        candidates.levels[order],
+        candidates.image_size,
+    )
     for_cls = torch.zeros_like(c.levels, dtype=torch.bool)
     for_reg = for_cls.clone()
-    for_cls[keep_cls] = True
-    for_reg[keep_reg] = True
+    for_cls[_best_of_nms(c, thresh_cls, topk_cls)] = True
+    for_reg[_best_of_nms(c, thresh_reg, topk_reg)] = True
 
     rows = (for_cls | for_reg).nonzero().flatten()
-    rows = rows[c.logits[rows].argsort(descending=True, stable=True)]
     proposals = Instances(c.image_size)
     proposals.proposal_boxes = c.boxes[rows]
     proposals.objectness_logits = c.logits[rows]
     proposals.for_cls = for_cls[rows]
     proposals.for_reg = for_reg[rows]
     return proposals
+
+
+def _best_of_nms(c: Candidates, thresh: float, topk: int) -> Tensor:
+    """
+    The `topk` best boxes that NMS keeps, from candidates in falling order.
+
+    No box depends on a worse one, so that NMS of the best candidates finds the same boxes; the
+    denser the result, the fewer are enough, and the more NMS of all of them would cost.
+    """
+    count = max(2 * topk, _FEW)
+    while True:
+        keep = batched_nms(c.boxes.tensor[:count], c.logits[:count], c.levels[:count], thresh)
+        if len(keep) >= topk or count >= len(c.boxes):
+            return keep[:topk]
+        count *= 2

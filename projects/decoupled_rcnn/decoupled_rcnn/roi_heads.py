@@ -176,7 +176,8 @@ class DecoupledROIHeads(DecoupledBranches):
         if self.plan.test.reg < stage:
             found = [b.tensor for b in take_rows(trail[self.plan.test.reg + 1], rows)]
         else:
-            pooled = pooled[rows_of_batch(rows, num_rois)]
+            # Regressors that look further around pool for themselves.
+            pooled = pooled[rows_of_batch(rows, num_rois)] if self.reg_roi_scale == 1 else None
             classes = cat(image_probs)[:, :-1].argmax(dim=1)
             found = self._localise(stage, maps, take_rows(trail[-1], rows), pooled, classes, sizes)
         return self._select(found, image_probs, sizes)
@@ -211,7 +212,7 @@ class DecoupledROIHeads(DecoupledBranches):
         first: int,
         maps: list[Tensor],
         boxes: list[Boxes],
-        pooled: Tensor,
+        pooled: Tensor | None,
         classes: Tensor,
         sizes: list[tuple[int, int]],
     ) -> list[Tensor]:
@@ -221,7 +222,7 @@ class DecoupledROIHeads(DecoupledBranches):
         Args:
             first: a stage.
             boxes: what this stage begins with.
-            pooled: the features of these boxes.
+            pooled: the features of these boxes, if there are any yet.
             classes: (R,), the most probable one of each RoI; it goes on with the box of this class.
 
         Returns:

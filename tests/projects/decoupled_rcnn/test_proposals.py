@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from decoupled_rcnn import Candidates, dual_nms, select_candidates
+from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 
@@ -60,6 +61,24 @@ def test_each_set_has_its_own_limit():
     proposals = run(far, topk=(1, 2))
     assert proposals.for_cls.tolist() == [True, False]
     assert proposals.for_reg.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("spread", [3000, 200, 40])
+def test_the_best_of_many_are_those_of_nms(spread):
+    """Whether NMS keeps nearly all of 9,000 boxes, or too few to fill the sets at once."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.rand(9000, 2, generator=generator) * spread
+    sizes = 30 + 20 * torch.rand(9000, 2, generator=generator)
+    boxes = torch.cat([centers, centers + sizes], dim=1)
+    scores = torch.randn(9000, generator=generator)
+    levels = torch.randint(3, (9000,), generator=generator)
+    candidates = Candidates(Boxes(boxes), scores, levels, (spread + 50, spread + 50))
+    found = dual_nms(candidates, thresh_cls=0.5, thresh_reg=0.8, topk_cls=700, topk_reg=1000)
+    for mark, thresh, topk in ((found.for_cls, 0.5, 700), (found.for_reg, 0.8, 1000)):
+        expected = batched_nms(boxes, scores, levels, thresh)[:topk]
+        assert torch.equal(found[mark].proposal_boxes.tensor, boxes[expected])
+        assert torch.equal(found[mark].objectness_logits, scores[expected])
+    assert (found.for_cls.sum() < 700) == (spread == 40)
 
 
 def test_no_candidate():
