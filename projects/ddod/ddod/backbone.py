@@ -5,12 +5,15 @@ from torch import Tensor
 
 from clsloc.backbones import build_deform_resnet_backbone, build_res2net_backbone
 from clsloc.errors import UserError
+from ddod.path_aggregation import PathAggregation
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
 __all__ = ["TopLevels", "build_ddod_res2net_fpn_backbone", "build_ddod_resnet_fpn_backbone"]
+
+PYRAMIDS = {"fpn": FPN, "pafpn": PathAggregation}
 
 
 class TopLevels(LastLevelP6P7):
@@ -33,24 +36,26 @@ class TopLevels(LastLevelP6P7):
 
 
 @BACKBONE_REGISTRY.register()
-def build_ddod_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNet, deformable or not, with FPN, P6 and P7, from ``MODEL.RESNETS``, ``MODEL.FPN`` and
+def build_ddod_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """ResNet, deformable or not, with a pyramid, P6 and P7: ``MODEL.RESNETS``, ``MODEL.FPN`` and
     ``MODEL.DDOD.FPN``."""
     return _pyramid(cfg, build_deform_resnet_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
-def build_ddod_res2net_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+def build_ddod_res2net_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Res2Net with the same pyramid."""
     return _pyramid(cfg, build_res2net_backbone(cfg, input_shape))
 
 
-def _pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+def _pyramid(cfg: CfgNode, bottom_up: Backbone) -> Backbone:
     node, channels = cfg.MODEL.DDOD.FPN, cfg.MODEL.FPN.OUT_CHANNELS
     if node.P6_FROM not in ("p5", "res5"):
         raise UserError(f"MODEL.DDOD.FPN.P6_FROM is p5 or res5, got {node.P6_FROM!r}.")
+    if node.TYPE not in PYRAMIDS:
+        raise UserError(f"MODEL.DDOD.FPN.TYPE is {' or '.join(PYRAMIDS)}, got {node.TYPE!r}.")
     in_channels = channels if node.P6_FROM == "p5" else bottom_up.output_shape()["res5"].channels
-    return FPN(
+    return PYRAMIDS[node.TYPE](
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=channels,

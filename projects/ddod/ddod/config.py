@@ -62,6 +62,9 @@ def add_ddod_config(cfg: CfgNode) -> None:
     node.ASSIGN.LOW_QUALITY = True
     # Anchors on what pads an image to the size of the batch are not trained.
     node.ASSIGN.MASK_PADDING = True
+    # Anchors of which a larger share than this lies in a crowd (``iscrowd``) are not trained;
+    # below 0 crowds are background, as in the authors' code.
+    node.ASSIGN.IGNORE_IOF_THR = -1.0
 
     # --- weights of the levels: section 4.3, Tables 2 and 7 ---
     node.REWEIGHT = CfgNode()
@@ -104,6 +107,8 @@ def add_ddod_config(cfg: CfgNode) -> None:
 
     # --- pyramid ---
     node.FPN = CfgNode()
+    # "fpn", or "pafpn" with a second path from fine to coarse maps.
+    node.FPN.TYPE = "fpn"
     # P6 is convolved from "p5" or, as in RetinaNet, from "res5".
     node.FPN.P6_FROM = "p5"
     # A ReLU between P6 and P7.

@@ -13,6 +13,7 @@ from clsloc.assigners import (
     DenseAssigner,
     MaxIoUAssigner,
     Predictions,
+    anchors_in_crowds,
     valid_anchors,
 )
 from clsloc.errors import UserError
@@ -57,6 +58,7 @@ class DDOD(DenseDetector):
         inference: DenseInference,
         num_classes: int,
         mask_padding: bool = True,
+        ignore_iof_thr: float = -1.0,
         pixel_mean: list[float],
         pixel_std: list[float],
     ):
@@ -69,6 +71,8 @@ class DDOD(DenseDetector):
             inference: from outputs to detections.
             num_classes: K.
             mask_padding: anchors on what pads an image to the size of the batch are not trained.
+            ignore_iof_thr: anchors of which a larger share lies in a crowd are not trained; below
+                0 crowds are background.
             pixel_mean, pixel_std: per channel.
         """
         super().__init__(
@@ -79,7 +83,13 @@ class DDOD(DenseDetector):
         self.losses = losses
         self.inference = inference
         self.num_classes = num_classes
+        if ignore_iof_thr >= 1:
+            raise UserError(
+                "MODEL.DDOD.ASSIGN.IGNORE_IOF_THR is a share of an anchor below 1, or below 0 to "
+                f"train crowds as background, got {ignore_iof_thr}."
+            )
         self.mask_padding = mask_padding
+        self.ignore_iof_thr = ignore_iof_thr
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -108,9 +118,22 @@ class DDOD(DenseDetector):
             ),
             "num_classes": node.NUM_CLASSES,
             "mask_padding": node.ASSIGN.MASK_PADDING,
+            "ignore_iof_thr": node.ASSIGN.IGNORE_IOF_THR,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """As the base; the crowds of the images travel with them to `forward_training`, which does
+        not see `batched_inputs`."""
+        images = super().preprocess_image(batched_inputs)
+        images.crowds = None
+        if self.training and self.ignore_iof_thr >= 0:
+            none = torch.zeros(0, 4)
+            images.crowds = [
+                item.get("crowd_boxes", none).to(self.device) for item in batched_inputs
+            ]
+        return images
 
     def forward_training(
         self,
@@ -128,7 +151,9 @@ class DDOD(DenseDetector):
             torch.cat(quality, dim=1).float() if quality[0] is not None else None,
         )
         grids = [tuple(feature.shape[-2:]) for feature in features]
-        targets = self.label_anchors(anchors, grids, outputs, images.image_sizes, gt_instances)
+        targets = self.label_anchors(
+            anchors, grids, outputs, images.image_sizes, gt_instances, images.crowds
+        )
         losses, log = self.losses(anchors.boxes, anchors.level_sizes, outputs, targets)
         self._log(log)
         return losses
@@ -141,6 +166,7 @@ class DDOD(DenseDetector):
         outputs: DenseOutputs,
         image_sizes: list[tuple[int, int]],
         gt_instances: list[Instances],
+        crowds: list[Tensor] | None = None,
     ) -> Targets:
         """
         Assign the anchors of each image to its objects.
@@ -151,6 +177,7 @@ class DDOD(DenseDetector):
             outputs: what the head says about all images; not differentiated.
             image_sizes: without padding.
             gt_instances: with "gt_boxes" and "gt_classes".
+            crowds: (C, 4) boxes of each image, in which anchors are not trained.
         """
         num_images = len(gt_instances)
         flat = anchors.boxes.repeat(num_images, 1)
@@ -159,7 +186,8 @@ class DDOD(DenseDetector):
         labels, matched, start = ([], []), [], 0
         for i, (size, objects) in enumerate(zip(image_sizes, gt_instances, strict=True)):
             predicted = Predictions(outputs.logits[i], boxes[i])
-            pair = self._assign(anchors, grids, predicted, size, objects)
+            trained = self._trained_anchors(anchors, grids, size, crowds[i] if crowds else None)
+            pair = self._assign(anchors, *trained, predicted, objects)
             for task, assignment in zip(labels, pair, strict=True):
                 task.append(assignment.labels)
             matched.append(pair[1].matched + start)
@@ -170,17 +198,16 @@ class DDOD(DenseDetector):
             torch.cat([objects.gt_boxes.tensor for objects in gt_instances]),
         )
 
-    def _assign(
+    def _trained_anchors(
         self,
         anchors: Anchors,
         grids: list[tuple[int, int]],
-        predicted: Predictions,
         image_size: tuple[int, int],
-        objects: Instances,
-    ) -> tuple[Assignment, Assignment]:
-        """The assignments of one image, without the anchors on its padding."""
-        gt = (objects.gt_boxes.tensor, objects.gt_classes)
-        index = None
+        crowds: Tensor | None,
+    ) -> tuple[Tensor | None, list[int]]:
+        """Indices of the anchors of one image that are neither on its padding nor in a crowd, and
+        how many of them each level has; None in place of the indices where it is all of them."""
+        index, sizes = None, list(anchors.level_sizes)
         if self.mask_padding:
             index, sizes = valid_anchors(
                 tuple(map(int, image_size)),
@@ -189,10 +216,27 @@ class DDOD(DenseDetector):
                 self.anchor_generator.num_anchors[0],
                 device=anchors.boxes.device,
             )
+        if crowds is None or len(crowds) == 0:
+            return index, sizes
+        if index is None:
+            index = torch.arange(len(anchors.boxes), device=anchors.boxes.device)
+        kept = ~anchors_in_crowds(anchors.boxes[index], crowds, self.ignore_iof_thr)
+        return index[kept], [int(level.sum()) for level in kept.split(sizes)]
+
+    def _assign(
+        self,
+        anchors: Anchors,
+        index: Tensor | None,
+        level_sizes: list[int],
+        predicted: Predictions,
+        objects: Instances,
+    ) -> tuple[Assignment, Assignment]:
+        """The assignments of one image among the anchors of `index`; the others get -1."""
+        gt = (objects.gt_boxes.tensor, objects.gt_classes)
         if index is None:
             return self.assigner(anchors, *gt, predicted)
         pair = self.assigner(
-            Anchors(anchors.boxes[index], sizes),
+            Anchors(anchors.boxes[index], level_sizes),
             *gt,
             Predictions(predicted.logits[index], predicted.boxes[index]),
         )

@@ -43,7 +43,7 @@ def test_every_parameter_has_a_finite_gradient(config, build_tiny, make_batch):
             assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 4])
+@pytest.mark.parametrize("num_classes", [1, 2, 4, 80])
 def test_numbers_of_classes(num_classes, build_tiny, make_batch):
     model = build_tiny(NUM_CLASSES=num_classes, **{"TEST.SCORE_THRESH": 0.005})
     batch = make_batch([(CAT[0], num_classes - 1)])
@@ -98,6 +98,54 @@ def test_padding_is_not_trained_on(build_tiny, make_batch):
     assert (alone < 3).any()
     assert (together[1] >= 0).all()
     assert (labels_of([small, large], False) >= 0).all()
+
+
+@pytest.mark.parametrize("mode", ["cost", "atss", "iou"])
+def test_anchors_in_a_crowd_are_not_trained(mode, build_tiny, make_batch):
+    """The crowd is the left third of the image of 64x96. Anchors of P3 are squares of 64 around
+    every eighth pixel; what the crowd holds of each is a product of a height and a width."""
+    keys = {"ASSIGN.MODE": mode, "ASSIGN.IGNORE_IOF_THR": 0.375}
+    model, plain = build_tiny(**keys).train(), build_tiny(**{"ASSIGN.MODE": mode}).train()
+    batch = make_batch([CAT, DOG], [CAT])
+    batch[0]["crowd_boxes"] = torch.tensor([[0.0, 0, 32, 64]])
+    (cls, reg), (all_cls, _) = (_labels_of(m, batch) for m in (model, plain))
+    height = torch.tensor([32.0, 40, 48, 56, 64, 56, 48, 40])
+    width = (torch.arange(12) * -8.0 + 64).clamp(max=32, min=0)
+    expected = height[:, None] * width / 64**2 > 0.375
+    assert torch.equal(cls[0, :96].view(8, 12) == -1, expected)
+    assert 0 < expected.sum() < 96
+    assert torch.equal(cls == -1, reg == -1) or mode == "iou"
+    assert torch.equal(cls[1], all_cls[1])
+    assert (cls[0] < 3).any()
+    # Without the key crowds are background, and without crowds the key changes nothing.
+    del batch[0]["crowd_boxes"]
+    assert torch.equal(_labels_of(model, batch)[0], all_cls)
+
+
+def test_anchors_in_a_crowd_are_no_candidates(build_tiny, make_batch):
+    """With all of P3 in the crowd, the object is matched to a coarser level."""
+    batch, levels = make_batch([CAT]), [96, 24, 6, 2, 1]
+    for crowds, first in ((torch.zeros(0, 4), True), (torch.tensor([[0.0, 0, 96, 64]]), False)):
+        model = build_tiny(
+            {"MODEL.ANCHOR_GENERATOR.SIZES": [[16], [64], [128], [256], [512]]},
+            **{"ASSIGN.MODE": "atss", "ASSIGN.IGNORE_IOF_THR": 0.2},
+        ).train()
+        batch[0]["crowd_boxes"] = crowds
+        labels, _ = _labels_of(model, batch)
+        of_levels = labels[0].split(levels)
+        assert ((of_levels[0] == 0).any(), (of_levels[0] == -1).all()) == (first, not first)
+        losses, _ = step(model, batch)
+        assert all(loss.isfinite() for loss in losses.values())
+
+
+def _labels_of(model, batch):
+    """Labels for classification and regression, (N, R) each."""
+    taken = []
+    hook = model.losses.register_forward_hook(lambda _, args, __: taken.append(args[3]))
+    with EventStorage(0):
+        model(batch)
+    hook.remove()
+    return taken[0].labels_cls, taken[0].labels_reg
 
 
 def test_state_survives_a_checkpoint_and_inference_leaves_it(build_tiny, make_batch):
