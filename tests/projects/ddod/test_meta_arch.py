@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 CAT = ([12.0, 10.0, 44.0, 42.0], 0)
@@ -330,3 +330,70 @@ def test_the_relu_before_p7_is_a_switch():
     assert torch.equal(p6, same)
     torch.testing.assert_close(plain.p7(p6.relu()), other)
     assert not torch.allclose(p7, other)
+
+
+@pytest.mark.parametrize("source", ["p5", "res5"])
+def test_the_second_path_sums_up_from_fine_to_coarse(source, make_cfg):
+    """With convolutions that copy, N4 = P4 + every other pixel of P3, and so on."""
+    small = {
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+        "MODEL.FPN.OUT_CHANNELS": 8,
+        "MODEL.DDOD.NORM": "",
+        "MODEL.DDOD.FPN.P6_FROM": source,
+    }
+    cfg = make_cfg(overrides={**small, "MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": ""})
+    plain = build_backbone(cfg).eval()
+    cfg.defrost()
+    cfg.MODEL.DDOD.FPN.TYPE = "pafpn"
+    second = build_backbone(cfg).eval()
+    moved = {
+        name if name.startswith(("bottom_up", "top_block")) else f"fpn.{name}": value
+        for name, value in plain.state_dict().items()
+    }
+    missing = second.load_state_dict(moved, strict=False)
+    assert not missing.unexpected_keys
+    assert {name.split(".")[0] for name in missing.missing_keys} == {"down", "fuse"}
+    for conv in (*second.down, *second.fuse):
+        conv.weight.data.zero_()
+        conv.weight.data[range(8), range(8), 1, 1] = 1.0
+    assert second.output_shape() == plain.output_shape()
+    assert second.size_divisibility == plain.size_divisibility
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 96)
+        p, n = plain(x), second(x)
+        expected = {"p3": p["p3"], "p4": p["p4"] + p["p3"][..., ::2, ::2]}
+        expected["p5"] = p["p5"] + expected["p4"][..., ::2, ::2]
+        below = second.bottom_up(x)["res5"] if source == "res5" else expected["p5"]
+        expected["p6"], expected["p7"] = second.top_block(below)
+    assert list(n) == list(p) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(n[name], value)
+    model = build_model(cfg)
+    losses, _ = step(model, [_image(64, 64)])
+    assert all(loss.isfinite() for loss in losses.values())
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad.isfinite().all(), name
+
+
+def _image(height, width):
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor([CAT[0]]))
+    instances.gt_classes = torch.tensor([CAT[1]])
+    return {"image": torch.rand(3, height, width) * 255, "instances": instances}
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_images_of_one_pixel_on_coarse_levels(config, build_tiny, make_batch):
+    """64x64 leaves one pixel on P6 and on P7; saved and loaded it detects the same."""
+    model = build_tiny(config=config, **{"TEST.SCORE_THRESH": 0.005})
+    batch = make_batch([CAT], [], size=(64, 64))
+    step(model, batch)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    other = build_tiny(config=config, seed=1, **{"TEST.SCORE_THRESH": 0.005})
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        found = [m.eval()(batch)[0]["instances"] for m in (model, other)]
+    assert len(found[0]) > 0
+    assert torch.equal(found[0].pred_boxes.tensor, found[1].pred_boxes.tensor)
+    assert torch.equal(found[0].scores, found[1].scores)
