@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from copy import deepcopy
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clsloc.checkpoint.copies import fill_copies
@@ -10,22 +11,47 @@ from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
-from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from grcn.switches import check_switches
 
 __all__ = ["GRCNResNet", "build_grcn_resnet_backbone", "make_res_stage"]
 
-NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# Up to 34, blocks are basic ones; above, bottlenecks.
+NUM_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class StridedBasicBlock(BasicBlock):
+    """A `BasicBlock` that can be run at a larger stride, with the same weights."""
+
+    def forward(self, x: Tensor, stride: int = 1) -> Tensor:
+        """
+        Args:
+            x: (N, in_channels, H, W).
+            stride: multiplies that of the block. Its 3x3 convolution sees all of `x`: a stride is
+                not the same as every other row and column of the input.
+        """
+        conv = self.conv1
+        out = F.conv2d(x, conv.weight, conv.bias, conv.stride[0] * stride, conv.padding)
+        out = self.conv2(F.relu_(out if conv.norm is None else conv.norm(out)))
+        every_other = x[:, :, ::stride, ::stride]
+        shortcut = every_other if self.shortcut is None else self.shortcut(every_other)
+        return F.relu_(out + shortcut)
 
 
 def make_res_stage(
     cfg: CfgNode, number: int, *, stride: int, in_channels: int | None = None
 ) -> list[CNNBlockBase]:
     """
-    The bottlenecks of stage `number`, 2 to 5, of the ResNet of `MODEL.RESNETS`.
+    The blocks of stage `number`, 2 to 5, of the ResNet of `MODEL.RESNETS`.
 
     Args:
-        stride: of the first bottleneck, in its first convolution and its shortcut.
+        stride: of the first block, in its first convolution and its shortcut.
         in_channels: those of the stage before by default.
     """
     node = cfg.MODEL.RESNETS
@@ -37,22 +63,27 @@ def make_res_stage(
     if in_channels is None:
         in_channels = node.STEM_OUT_CHANNELS if number == 2 else out_channels // 2
     num_blocks = NUM_BLOCKS[node.DEPTH][number - 2]
+    kwargs = {
+        "stride_per_block": [stride] + [1] * (num_blocks - 1),
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "norm": node.NORM,
+    }
+    if node.DEPTH < 50:
+        return ResNet.make_stage(StridedBasicBlock, num_blocks, **kwargs)
     return ResNet.make_stage(
         BottleneckBlock,
         num_blocks,
-        stride_per_block=[stride] + [1] * (num_blocks - 1),
-        in_channels=in_channels,
         bottleneck_channels=node.NUM_GROUPS * node.WIDTH_PER_GROUP * widening,
-        out_channels=out_channels,
         num_groups=node.NUM_GROUPS,
-        norm=node.NORM,
         stride_in_1x1=node.STRIDE_IN_1X1,
+        **kwargs,
     )
 
 
 class GRCNResNet(Backbone):
     """
-    Stem, res2, res3 and res4 of a ResNet. The last `split` bottlenecks of res4 exist for each task;
+    Stem, res2, res3 and res4 of a ResNet. The last `split` blocks of res4 exist for each task;
     those before have one set of weights, and run once for each stride that is asked for.
 
     Outputs "cls" and, if split, "loc". Blocks of the localisation path are in `res4_loc`; they
@@ -76,9 +107,10 @@ class GRCNResNet(Backbone):
         Args:
             stem: the first layers.
             stages: blocks of res2, res3, res4 and for ResNet-det res5. If split, the first block
-                of res4 has stride 1 with the stride in its 1x1 convolutions, so that a stride of 2
-                is the same as every other row and column of its input.
-            split: bottlenecks of res4 that exist twice.
+                of res4 has stride 1, and is a `StridedBasicBlock` or a bottleneck with the stride
+                in its 1x1 convolutions, where a stride of 2 is the same as every other row and
+                column of its input.
+            split: blocks of res4 that exist twice.
             strides: of res4 for classification and for localisation, if split.
             freeze_at: 1 freezes the stem, 2 also res2, and so on.
         """
@@ -116,16 +148,21 @@ class GRCNResNet(Backbone):
                 x = getattr(self, name)(x)
             return {"cls": x}
         x = self.res3(self.res2(x))
-        blocks = list(self.res4)
-        shared = {
-            stride: _run(blocks[: self.num_shared], x[:, :, ::stride, ::stride])
-            for stride in dict.fromkeys(self.strides)
-        }
+        shared = {stride: self._run_shared(x, stride) for stride in dict.fromkeys(self.strides)}
         cls_stride, loc_stride = self.strides
         return {
-            "cls": _run(blocks[self.num_shared :], shared[cls_stride]),
+            "cls": _run(list(self.res4)[self.num_shared :], shared[cls_stride]),
             "loc": _run(self.res4_loc, shared[loc_stride]),
         }
+
+    def _run_shared(self, x: Tensor, stride: int) -> Tensor:
+        """The blocks of res4 that both tasks share."""
+        first, *others = list(self.res4)[: self.num_shared]
+        if isinstance(first, StridedBasicBlock):
+            x = first(x, stride)
+        else:
+            x = first(x[:, :, ::stride, ::stride])
+        return _run(others, x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {
@@ -157,7 +194,7 @@ def build_grcn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GRCNResN
     if not 0 <= node.RES4_SPLIT < len(stages[2]):
         raise UserError(
             f"MODEL.GRCN.RES4_SPLIT must lie in [0, {len(stages[2]) - 1}], as conv4 of "
-            f"ResNet-{resnets.DEPTH} has {len(stages[2])} bottlenecks, got {node.RES4_SPLIT}."
+            f"ResNet-{resnets.DEPTH} has {len(stages[2])} blocks, got {node.RES4_SPLIT}."
         )
     return GRCNResNet(
         stem,

@@ -96,12 +96,7 @@ def _check_head(node: CfgNode, split: bool) -> None:
 
 def _check_resnet(cfg: CfgNode) -> None:
     resnets = cfg.MODEL.RESNETS
-    if resnets.DEPTH < 50:
-        raise UserError(
-            "G-RCN needs a ResNet of bottlenecks: set MODEL.RESNETS.DEPTH to 50, 101 or 152, not "
-            f"{resnets.DEPTH}."
-        )
-    if not resnets.STRIDE_IN_1X1:
+    if resnets.DEPTH >= 50 and not resnets.STRIDE_IN_1X1:
         raise UserError(
             "The bottlenecks of G-RCN run at two strides, which their weights allow only with the "
             "stride in the first 1x1 convolution: set MODEL.RESNETS.STRIDE_IN_1X1 to True."

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from clsloc.checkpoint import Checkpointer
 from clsloc.errors import UserError
 from detectron2.modeling import build_backbone
-from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
 
 @pytest.fixture
@@ -85,6 +85,27 @@ def test_the_classification_map_is_that_of_the_plain_resnet(name, backbone):
         # The finer map is not the coarser one with cells between.
         loc = maps["loc"][:, :, ::2, ::2]
         assert (loc - expected).norm() > 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN", ""])
+def test_basic_blocks_run_at_two_strides_with_the_same_weights(norm, backbone):
+    """The maps are those of two plain ResNet-18, of stride 2 and of stride 1 in res4."""
+    width = {"MODEL.RESNETS.STEM_OUT_CHANNELS": 32, "MODEL.RESNETS.RES2_OUT_CHANNELS": 32}
+    small = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.NORM": norm} | width
+    plain = backbone("coco/R_50_baseline", small)
+    split = backbone("coco/R_50_grcn", small, RES4_SPLIT=1)
+    split.load_state_dict(plain.state_dict())
+    assert split.output_shape()["cls"].stride == 16 and split.output_shape()["loc"].stride == 8
+    image = torch.randn(2, 3, 70, 90)
+    maps = split(image)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    assert torch.allclose(maps["cls"], plain(image)["cls"], **close)
+    for conv in (plain.res4[0].conv1, plain.res4[0].shortcut):
+        conv.stride = (1, 1)
+    finer = plain.res3(plain.res2(plain.stem(image)))
+    for block in plain.res4:
+        finer = BasicBlock.forward(block, finer)
+    assert torch.allclose(maps["loc"], finer, **close)
 
 
 def test_vgg_maps_by_hand(backbone):
@@ -271,7 +292,7 @@ def test_contradictions_are_refused(config, keys, message, tiny_cfg):
     [
         ({"MODEL.RESNETS.STRIDE_IN_1X1": False}, "STRIDE_IN_1X1 to True"),
         ({"MODEL.RESNETS.NORM": "BN"}, "batch statistics would mix"),
-        ({"MODEL.RESNETS.DEPTH": 18}, "DEPTH to 50, 101 or 152, not 18"),
+        ({"MODEL.RESNETS.DEPTH": 20}, "DEPTH must be one of 18, 34, 50, 101, 152, got 20"),
         ({"MODEL.RESNETS.RES5_DILATION": 2}, "RES5_DILATION to 1"),
         (
             {
