@@ -17,6 +17,7 @@ from clsloc.assigners import (
     valid_anchors,
 )
 from clsloc.errors import UserError
+from ddod.checks import check_values
 from ddod.coder import PointTransform, anchor_side_in_strides
 from ddod.head import DDODHead
 from ddod.inference import DenseInference
@@ -83,11 +84,6 @@ class DDOD(DenseDetector):
         self.losses = losses
         self.inference = inference
         self.num_classes = num_classes
-        if ignore_iof_thr >= 1:
-            raise UserError(
-                "MODEL.DDOD.ASSIGN.IGNORE_IOF_THR is a share of an anchor below 1, or below 0 to "
-                f"train crowds as background, got {ignore_iof_thr}."
-            )
         self.mask_padding = mask_padding
         self.ignore_iof_thr = ignore_iof_thr
 
@@ -95,6 +91,7 @@ class DDOD(DenseDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.DDOD
         backbone = build_backbone(cfg)
+        check_values(node, list(backbone.output_shape()))
         shapes = [backbone.output_shape()[name] for name in node.IN_FEATURES]
         anchor_generator = build_anchor_generator(cfg, shapes)
         num_anchors = _anchors_of_location(anchor_generator)

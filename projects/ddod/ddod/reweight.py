@@ -80,7 +80,7 @@ class PyramidReweighter(nn.Module):
             raise UserError(
                 f"MODEL.DDOD.REWEIGHT.TYPE is one of {', '.join(REWEIGHT_TYPES)}, got {kind!r}."
             )
-        if len(limits) != 2:
+        if len(limits) != 2 or not all(isinstance(limit, (int, float)) for limit in limits):
             raise UserError(f"MODEL.DDOD.REWEIGHT.RANGE has two numbers, got {list(limits)}.")
         self.kind = kind
         self.limits = tuple(limits)

@@ -172,6 +172,25 @@ def test_settings_of_the_authors(make_cfg):
         ({"DCN.IMPL": "cuda"}, "one of auto, torchvision, sampling"),
         ({"REWEIGHT.TYPE": "log"}, "REWEIGHT.TYPE is one of"),
         ({"REWEIGHT.RANGE": [1.0]}, "RANGE has two numbers"),
+        ({"REWEIGHT.RANGE": [1.0, "a"]}, "RANGE has two numbers"),
+        ({"NUM_CLASSES": 0}, "NUM_CLASSES is at least 1, got 0"),
+        ({"NUM_CONVS": -1}, "NUM_CONVS is at least 0, got -1"),
+        ({"PRIOR_PROB": 1.0}, "PRIOR_PROB is a probability above 0 and below 1, got 1.0"),
+        ({"BBOX_REG_WEIGHTS": [1.0]}, "BBOX_REG_WEIGHTS is four numbers above 0"),
+        ({"NORM": "XX"}, "NORM 'XX' is no norm of Detectron2"),
+        ({"CONV_DIM": 40}, "CONV_DIM 40 .GN: a multiple of 32"),
+        ({"IN_FEATURES": ["p9"]}, "maps of the backbone, p3, p4, p5, p6, p7, got .'p9'"),
+        ({"IN_FEATURES": []}, "IN_FEATURES are maps of the backbone"),
+        ({"DCN.DEFORM_GROUPS": 3}, "channels do not divide into 3"),
+        ({"ASSIGN.TOPK": 0}, "ASSIGN.TOPK is at least 1, got 0"),
+        ({"ASSIGN.MODE": "iou", "ASSIGN.IOU_CLS": [0.5]}, "IOU_CLS are two rising thresholds"),
+        ({"ASSIGN.IGNORE_IOF_THR": 1.0}, "IGNORE_IOF_THR is a share below 1"),
+        ({"LOSS.FOCAL_ALPHA": 2.0}, "FOCAL_ALPHA is at most 1"),
+        ({"LOSS.FOCAL_GAMMA": -1.0}, "FOCAL_GAMMA is at least 0"),
+        ({"LOSS.SMOOTH_L1_BETA": -1.0}, "SMOOTH_L1_BETA is at least 0"),
+        ({"TEST.SCORE_THRESH": 1.0}, "SCORE_THRESH is a probability below 1"),
+        ({"TEST.TOPK_CANDIDATES": 0}, "TOPK_CANDIDATES is at least 1"),
+        ({"TEST.NMS_THRESH": 2.0}, "NMS_THRESH is an IoU between 0 and 1"),
         ({"LOSS.BOX_TYPE": "l2"}, "BOX_TYPE is one of"),
         ({"LOSS.NORMALIZER": "mean"}, "NORMALIZER is num_pos or ema"),
         ({"TEST.TOPK_MODE": "all"}, "TOPK_MODE is pair or location"),
@@ -182,6 +201,16 @@ def test_settings_of_the_authors(make_cfg):
 def test_unknown_values_are_refused(keys, message, build_tiny):
     with pytest.raises(UserError, match=message):
         build_tiny(**keys)
+
+
+def test_a_second_path_of_the_pyramid_is_four_convolutions(build_on_meta):
+    second = {"MODEL.DDOD.FPN.TYPE": "pafpn"}
+    assert count(build_on_meta(overrides=second)) == DDOD + 4 * (256 * 256 * 9 + 256)
+
+
+def test_unknown_pyramids_are_refused(build_on_meta):
+    with pytest.raises(UserError, match="TYPE is fpn or pafpn, got 'bifpn'"):
+        build_on_meta(overrides={"MODEL.DDOD.FPN.TYPE": "bifpn"})
 
 
 def test_unknown_sources_of_p6_are_refused(build_on_meta):
