@@ -138,7 +138,8 @@ def spread_predictions(model: nn.Module, inputs: list[dict]) -> None:
         module.register_forward_hook(_ScaleOnce(*target))
         for name, module in model.named_modules()
         if (target := _wanted_output(name, one_stage=hasattr(model, "head")))
-        and module.bias is not None  # else a norm follows, to which the scale does not matter
+        # Else a norm follows, to which the scale does not matter, or it is no layer of weights.
+        and getattr(module, "bias", None) is not None
     ]
     with torch.no_grad():
         model.eval()(inputs)
