@@ -159,9 +159,12 @@ def _wanted_output(name: str, one_stage: bool) -> tuple[float, float] | None:
         "anchor_deltas": (0.0, 0.2),
         "cls_score": (-4.0, 1.5) if one_stage else (0.0, 2.0),
         "bbox_pred": (0.0, 0.2) if one_stage else (0.0, 1.0),
-        **dict.fromkeys(("fc_cls", "conv_cls"), (0.0, 2.0)),
-        **dict.fromkeys(("fc_reg", "conv_reg"), (0.0, 1.0)),
+        **dict.fromkeys(("fc_cls", "conv_cls", "cls", "cls_predictors"), (0.0, 2.0)),
+        **dict.fromkeys(("fc_reg", "conv_reg", "reg"), (0.0, 1.0)),
+        "iou": (0.7, 0.2),
     }
+    if parent.endswith("cls_predictors"):  # one a stage
+        leaf = "cls_predictors"
     return predictions.get(leaf)
 
 
@@ -173,7 +176,7 @@ class _ScaleOnce:
         self.pending = True
 
     def __call__(self, layer: nn.Module, _, output: torch.Tensor) -> torch.Tensor | None:
-        if not self.pending:
+        if not self.pending or output.numel() < 2 * output.shape[1]:
             return None
         self.pending = False
         dims = [d for d in range(output.dim()) if d != 1]
