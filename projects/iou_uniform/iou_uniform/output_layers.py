@@ -132,10 +132,6 @@ class IoUUniformOutputLayers(nn.Module):
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
-    def _keep(self, name: str, values: Sequence[float]) -> None:
-        """A constant that moves with the module and is no part of its state."""
-        self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
-
     def forward(self, output: str, features: Tensor) -> Tensor:
         """One output for the features (R, D) of its tower."""
         return self.predictors[output](features)
