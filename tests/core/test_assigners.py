@@ -296,9 +296,9 @@ def test_anchors_of_which_a_larger_share_lies_in_a_crowd():
 
 
 PEAK = """
-import resource
 import torch
 from clsloc.assigners import *
+from clsloc.gauges.workload import resident_peak_mb
 
 generator = torch.Generator().manual_seed(0)
 anchors = torch.rand(100_000, 2, generator=generator) * 1000
@@ -306,14 +306,14 @@ anchors = Anchors(torch.cat([anchors, anchors + 32], dim=1), [70_000, 20_000, 10
 corners = torch.rand(1000, 2, generator=generator) * 1000
 gt_boxes = torch.cat([corners, corners + 40], dim=1)
 predictions = Predictions(torch.zeros(100_000, 1), anchors.boxes)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = resident_peak_mb()
 for assigner in (
     ATSSAssigner(), CostAssigner(), CostAssigner(topk_metric="cost"), MaxIoUAssigner()
 ):
     cls, reg = assigner(anchors, gt_boxes, torch.zeros(1000, dtype=torch.int64), predictions)
     assert (cls.labels == 0).sum() > 1000
 assert anchors_in_crowds(anchors.boxes, gt_boxes, 0.5).any()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(resident_peak_mb() - before)
 """
 
 
