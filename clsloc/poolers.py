@@ -1,10 +1,13 @@
 """RoI pooling from scaled copies of the boxes."""
 
-from torch import Tensor
+from typing import Any
+
+from torch import Tensor, nn
 
 from clsloc.boxes import scale_boxes
+from clsloc.layers.threaded_roi_align import ThreadedROIAlign
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec, nonzero_tuple
+from detectron2.layers import ROIAlign, ShapeSpec, nonzero_tuple
 from detectron2.modeling.poolers import (
     ROIPooler,
     assign_boxes_to_levels,
@@ -36,13 +39,19 @@ def build_box_pooler(
 
 class ScaledROIPooler(ROIPooler):
     """
-    A `ROIPooler` that can look at more (or less) than the box itself.
+    A `ROIPooler` that can look at more (or less) than the box itself, and whose RoIAlign uses all
+    threads of a CPU.
 
     The pyramid level of a RoI is that of the box as given; only the pooling window is scaled.
     Handing enlarged boxes to a plain `ROIPooler` would shift the level too: with a factor of 1.3,
     about a quarter of all boxes would land one level higher. Windows are not clipped; what lies
     outside the image pools as zero.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Arguments as of `ROIPooler`."""
+        super().__init__(*args, **kwargs)
+        self.level_poolers = nn.ModuleList(map(_threaded, self.level_poolers))
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes], scale: float = 1.0) -> Tensor:
         """
@@ -69,3 +78,11 @@ class ScaledROIPooler(ROIPooler):
             rows = nonzero_tuple(levels == level)[0]
             output.index_put_((rows,), pool(features, rois[rows]))
         return output
+
+
+def _threaded(pool: nn.Module) -> nn.Module:
+    if not isinstance(pool, ROIAlign):
+        return pool
+    return ThreadedROIAlign(
+        pool.output_size, pool.spatial_scale, pool.sampling_ratio, aligned=pool.aligned
+    )

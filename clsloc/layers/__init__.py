@@ -4,6 +4,7 @@ from clsloc.layers.conv_norm import ConvNorm
 from clsloc.layers.conv_tower import Bottleneck, ConvTower, UpBlock
 from clsloc.layers.deform_conv import DeformConv2d
 from clsloc.layers.nonlocal_block import NonLocalBlock
+from clsloc.layers.threaded_roi_align import ThreadedROIAlign
 from clsloc.layers.vgg import VGG16_BLOCKS, VGGBlock, make_vgg16_blocks
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ConvTower",
     "DeformConv2d",
     "NonLocalBlock",
+    "ThreadedROIAlign",
     "UpBlock",
     "VGGBlock",
     "make_vgg16_blocks",
