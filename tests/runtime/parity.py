@@ -1,7 +1,8 @@
 """Measures stock models so that two implementations of Detectron2 can be compared by numbers.
 
 Each model is built from its stock YAML with a fixed seed, its prediction layers are scaled so that
-detections are distinct, then a training step and an inference run on two synthetic images. The two
+detections are distinct, then a training step and an inference run on two synthetic images, for
+two-stage models once more with test-time augmentation. The two
 Detectron2 cannot live in one process, so measure in two and compare the files:
 
     PYTHONPATH=<real Detectron2> python tests/runtime/parity.py --output real.json
@@ -67,17 +68,15 @@ _TINY_BY_MODEL = {
 }
 
 
-def build(name: str, setting: str, **extra) -> nn.Module:
-    """The model of :data:`MODELS`, or of a config file with that name, with random weights, on the
-    CPU; ``extra`` sets config keys."""
+def config(name: str, setting: str, **extra):
+    """The config of a model of :data:`MODELS`, or of a config file with that name, on the CPU;
+    ``extra`` sets config keys."""
     from detectron2 import model_zoo
-    from detectron2.modeling import build_model
 
     if name not in MODELS:
         from clsloc.engine import setup_cfg
 
-        torch.manual_seed(SEED)
-        return build_model(setup_cfg(config_file=name, overrides=["MODEL.DEVICE", "cpu"]))
+        return setup_cfg(config_file=name, overrides=["MODEL.DEVICE", "cpu"])
     yaml, overrides = MODELS[name]
     cfg = model_zoo.get_config(yaml)
     overrides = {
@@ -90,6 +89,14 @@ def build(name: str, setting: str, **extra) -> nn.Module:
         overrides |= _TINY | _TINY_BY_MODEL[name]
     overrides |= extra
     cfg.merge_from_list([item for pair in overrides.items() for item in pair])
+    return cfg
+
+
+def build(name: str, setting: str, **extra) -> nn.Module:
+    """The model of :func:`config` with random weights."""
+    from detectron2.modeling import build_model
+
+    cfg = config(name, setting, **extra)
     torch.manual_seed(SEED)
     return build_model(cfg)
 
@@ -201,6 +208,7 @@ def _norms(model: nn.Module, of) -> dict[str, float]:
 
 def measure(name: str, setting: str) -> dict:
     """Everything that is compared, for one model; JSON types only."""
+    from detectron2.modeling import GeneralizedRCNNWithTTA
     from detectron2.utils.events import EventStorage
 
     model = build(name, setting)
@@ -223,10 +231,20 @@ def measure(name: str, setting: str) -> dict:
     # Equal only if the step drew as many random numbers.
     result["next_random"] = torch.rand(1).item()
 
-    model.eval()
+    result["detections"] = _detections(model.eval(), inputs)
+    if hasattr(model, "roi_heads"):
+        cfg = config(name, setting).clone()
+        cfg.defrost()
+        cfg.TEST.AUG.MIN_SIZES = (min(SIZES[setting][0]), max(SIZES[setting][0]))
+        augmented = GeneralizedRCNNWithTTA(cfg, model)
+        result["augmented_detections"] = _detections(augmented, inputs)
+    return result
+
+
+def _detections(model: nn.Module, inputs: list[dict]) -> list[dict]:
     with torch.no_grad():
         outputs = model(inputs)
-    result["detections"] = [
+    return [
         {
             "boxes": output["instances"].pred_boxes.tensor.tolist(),
             "scores": output["instances"].scores.tolist(),
@@ -234,7 +252,6 @@ def measure(name: str, setting: str) -> dict:
         }
         for output in outputs
     ]
-    return result
 
 
 def relative_difference(a, b) -> float:

@@ -52,9 +52,8 @@ from detectron2.modeling.roi_heads import (
     build_mask_head,
     build_roi_heads,
 )
+from detectron2.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 
-DatasetMapperTTA = left_out("detectron2.modeling.DatasetMapperTTA")
-GeneralizedRCNNWithTTA = left_out("detectron2.modeling.GeneralizedRCNNWithTTA")
 MMDetBackbone = left_out("detectron2.modeling.MMDetBackbone")
 MMDetDetector = left_out("detectron2.modeling.MMDetDetector")
 
