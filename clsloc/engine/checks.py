@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
+from clsloc.engine.tta import check_augmentation
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -44,7 +45,7 @@ _CLASS_COUNT_KEYS = {
 
 
 def check_config(cfg: CfgNode, dataset_names: Iterable[str]) -> None:
-    """Check names and classes; the schedule has functions of its own below.
+    """Check names, classes and test-time augmentation; the schedule has functions of its own below.
 
     Raises:
         UserError: with the value and the remedy.
@@ -53,6 +54,7 @@ def check_config(cfg: CfgNode, dataset_names: Iterable[str]) -> None:
     check_dataset_names(dataset_names)
     check_registry_names(cfg)
     check_classes(cfg, dataset_names)
+    check_augmentation(cfg)
 
 
 def check_registry_names(cfg: CfgNode) -> None:

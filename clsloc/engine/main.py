@@ -76,8 +76,8 @@ def main(
     """Train and evaluate, or with ``args.eval_only`` evaluate, in this process.
 
     Returns:
-        The metrics as ``Trainer.test`` returns them; they also stand in ``results.json`` in
-        OUTPUT_DIR.
+        The metrics as ``Trainer.test`` returns them, with ``TEST.AUG.ENABLED`` those with
+        test-time augmentation as well; they also stand in ``results.json`` in OUTPUT_DIR.
     """
     try:
         cfg = _prepare(args, config_functions)
@@ -122,6 +122,8 @@ def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results = {**results, **Trainer.test_with_TTA(cfg, model)}
     if comm.is_main_process():
         verify_results(cfg, results)  # against TEST.EXPECTED_RESULTS
     write_results(

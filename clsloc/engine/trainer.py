@@ -21,6 +21,7 @@ from clsloc.engine.checks import check_config, log_schedule
 from clsloc.engine.diagnosis import StepRecorder, divergence_sentence
 from clsloc.engine.interrupt import InterruptGuard
 from clsloc.engine.results import write_results
+from clsloc.engine.tta import with_tta
 from clsloc.errors import UserError
 from clsloc.evaluation import build_evaluator
 from detectron2.config import CfgNode
@@ -111,6 +112,26 @@ class Trainer(DefaultTrainer):
         mapper = SafeMapper(DatasetMapper(cfg, is_train=False))
         return RaisingLoader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
+    @classmethod
+    def test_with_TTA(  # noqa: N802 (its name in Detectron2's own programs)
+        cls, cfg: CfgNode, model: torch.nn.Module
+    ) -> dict[str, Any]:
+        """Evaluate with the test-time augmentation of ``TEST.AUG``.
+
+        Returns:
+            The metrics as ``test`` does, under names with the suffix ``_TTA``. The predictions
+            stand in ``inference_TTA`` in OUTPUT_DIR.
+        """
+        logger.info("Evaluating with test-time augmentation.")
+        names = cfg.DATASETS.TEST
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(folder, name if len(names) > 1 else ""))
+            for name in names
+        ]
+        results = cls.test(cfg, with_tta(cfg, model), evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
+
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's, and the one of ``CLSLOC.BEST`` behind the evaluation."""
         hooks = super().build_hooks()
@@ -152,6 +173,8 @@ class Trainer(DefaultTrainer):
         results = getattr(self, "_last_eval_results", None)
         if results is None:  # resumed where an earlier run had stopped early
             results = self.test(self.cfg, self.model)
+        if self.cfg.TEST.AUG.ENABLED:
+            results = {**results, **self.test_with_TTA(self.cfg, self.model)}
         if comm.is_main_process():
             verify_results(self.cfg, results)  # against TEST.EXPECTED_RESULTS
         write_results(

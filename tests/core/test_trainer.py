@@ -1,6 +1,7 @@
 """Training, evaluation and results.json on a few tiny images."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from clsloc.engine import Trainer, argument_parser, main, run
 from clsloc.engine.results import write_results
 from clsloc.evaluation.coco import METRICS
 
+DDOD_CONFIGS = Path(__file__).parents[2] / "projects" / "ddod" / "configs" / "digits"
 TINY = """
 _BASE_: "digits/faster_rcnn_R_18_FPN.yaml"
 MODEL:
@@ -58,6 +60,53 @@ def test_train_then_evaluate_then_resume(parse, tmp_path):
     assert "model_final.pth at iteration 2 of 3" in log
     checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 2
+
+
+@pytest.mark.parametrize("config", ["faster_rcnn_R_18_FPN", "ddod_atss_R_18_FPN"])
+def test_both_figures_with_test_time_augmentation(config, parse, tmp_path):
+    augmented = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 80)"]
+    args = parse()
+    if config.startswith("ddod"):
+        args.config_file = str(DDOD_CONFIGS / f"{config}.yaml")
+        args.opts += [
+            *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.DDOD.CONV_DIM", "32"),
+            *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
+            *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1", "MODEL.DEVICE", "cpu"),
+        ]
+    args.opts += augmented
+    trained = main(args)
+    assert set(trained) == {"bbox", "bbox_TTA"}
+    assert tuple(trained["bbox_TTA"]) == METRICS
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {f"bbox_TTA/{metric}" for metric in METRICS} <= set(stored["metrics"])
+    assert {f"bbox/{metric}" for metric in METRICS} <= set(stored["metrics"])
+    for folder in ("inference", "inference_TTA"):
+        assert (tmp_path / "out" / folder / "coco_instances_results.json").is_file()
+
+    args.eval_only, args.resume = True, True
+    (tmp_path / "out" / "results.json").unlink()
+    assert set(main(args)) == {"bbox", "bbox_TTA"}
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert again["metrics"] == stored["metrics"]
+
+    args.eval_only = False  # trained to the end already: evaluated once more
+    assert set(main(args)) == {"bbox", "bbox_TTA"}
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"MODEL.META_ARCHITECTURE": "RetinaNet", "MODEL.RETINANET.NUM_CLASSES": "10"},
+         "no test-time augmentation for MODEL.META_ARCHITECTURE 'RetinaNet'"),
+        ({"TEST.AUG.MIN_SIZES": "()"}, "MIN_SIZES are lengths of at least 1, got ()"),
+        ({"MODEL.LOAD_PROPOSALS": "True"}, "does not go with MODEL.LOAD_PROPOSALS"),
+    ],
+)  # fmt: skip
+def test_augmentation_that_cannot_be_is_refused_before_training(keys, message, parse, capfd):
+    args = parse()
+    args.opts += ["TEST.AUG.ENABLED", "True", *(x for pair in keys.items() for x in pair)]
+    assert run(args) == 2
+    assert message in capfd.readouterr().err
 
 
 def test_every_parameter_is_trained(parse):
