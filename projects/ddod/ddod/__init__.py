@@ -5,10 +5,12 @@ from ddod.config import add_ddod_config
 from ddod.head import DDODHead
 from ddod.meta_arch import DDOD
 from ddod.reweight import PyramidReweighter, level_weights
+from ddod.tta import DDODWithTTA
 
 __all__ = [
     "DDOD",
     "DDODHead",
+    "DDODWithTTA",
     "PyramidReweighter",
     "add_ddod_config",
     "build_ddod_resnet_fpn_backbone",

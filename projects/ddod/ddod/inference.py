@@ -76,26 +76,42 @@ class DenseInference:
         Returns:
             "pred_boxes", "scores" and "pred_classes", best first.
         """
+        return self.select(self.candidates(anchors, logits, deltas, quality, image_size))
+
+    def candidates(
+        self,
+        anchors: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        quality: Sequence[Tensor | None],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """As the call itself, before NMS and in no order."""
         levels = zip(anchors, logits, deltas, quality, strict=True)
         found = [self._candidates(*level) for level in levels]
         boxes, scores, classes = (torch.cat(parts) for parts in zip(*found, strict=True))
         clipped = Boxes(boxes)
         clipped.clip(image_size)
+        return Instances(image_size, pred_boxes=clipped, scores=scores, pred_classes=classes)
+
+    def select(self, candidates: Instances) -> Instances:
+        """The best candidates of an image that NMS leaves, best first."""
+        boxes, scores, classes = (
+            candidates.pred_boxes.tensor,
+            candidates.scores,
+            candidates.pred_classes,
+        )
         if self.nms_type == "soft":
             kept, scores = soft_nms(
-                clipped.tensor,
-                scores,
-                classes,
-                iou_thresh=self.nms_thresh,
-                topk=self.max_detections,
+                boxes, scores, classes, iou_thresh=self.nms_thresh, topk=self.max_detections
             )
         else:
-            kept = batched_nms(clipped.tensor, scores, classes, self.nms_thresh)
+            kept = batched_nms(boxes, scores, classes, self.nms_thresh)
             kept = kept[: self.max_detections]
             scores = scores[kept]
-        return Instances(
-            image_size, pred_boxes=clipped[kept], scores=scores, pred_classes=classes[kept]
-        )
+        selected = candidates[kept]
+        selected.scores = scores
+        return selected
 
     def _candidates(
         self, anchors: Tensor, logits: Tensor, deltas: Tensor, quality: Tensor | None

@@ -24,6 +24,7 @@ from ddod.inference import DenseInference
 from ddod.losses import DDODLosses, DenseOutputs, Targets
 from ddod.normalizer import LossNormalizer
 from ddod.reweight import PyramidReweighter
+from ddod.tta import DDODWithTTA
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
@@ -253,16 +254,34 @@ class DDOD(DenseDetector):
         predictions: tuple[list[Tensor], ...],
     ) -> list[Instances]:
         """Detections of each image, see `DenseInference`."""
+        found = self._candidates(images, features, predictions)
+        return [self.inference.select(candidates) for candidates in found]
+
+    def candidates(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
+        """What is found in each image before NMS, with scores as they rank detections, in the frame
+        of the image as it is given."""
+        images = self.preprocess_image(batched_inputs)
+        maps = self.backbone(images.tensor)
+        features = [maps[name] for name in self.head_in_features]
+        return self._candidates(images, features, self.head(features))
+
+    def _candidates(
+        self, images: ImageList, features: list[Tensor], predictions: tuple[list[Tensor], ...]
+    ) -> list[Instances]:
         anchors = [boxes.tensor for boxes in self.anchor_generator(features)]
         kinds = self._flatten(predictions)
         return [
-            self.inference(
+            self.inference.candidates(
                 anchors,
                 *([level if level is None else level[i] for level in kind] for kind in kinds),
                 size,
             )
             for i, size in enumerate(images.image_sizes)
         ]
+
+    def with_tta(self, cfg: CfgNode) -> DDODWithTTA:
+        """This model with the test-time augmentation of ``TEST.AUG``."""
+        return DDODWithTTA(cfg, self)
 
     def _flatten(self, predictions: tuple[list[Tensor], ...]) -> tuple[list[Tensor | None], ...]:
         """Logits (N, R_l, K), deltas (N, R_l, 4) and quality (N, R_l) or None of each level."""
