@@ -17,6 +17,19 @@ def add_core_config(cfg: CfgNode) -> None:
     # (where the classification does not need that path). The detections are the same either way.
     node.LAZY_LOCALISATION = True
 
+    # Augmentation of training images beyond Detectron2's node INPUT; nothing by default.
+    node.INPUT = CfgNode()
+    # Share of the images that INPUT.CROP, where it is enabled, acts on.
+    node.INPUT.CROP_PROB = 1.0
+    # The limit of the longer edge is drawn from this range; (): it is INPUT.MAX_SIZE_TRAIN.
+    node.INPUT.MAX_SIZE_RANGE = ()
+    # Black rectangles: in this share of the images, so many (smallest and largest number), each of
+    # one of these heights and widths in pixels of the resized image.
+    node.INPUT.CUTOUT = CfgNode()
+    node.INPUT.CUTOUT.PROB = 0.0
+    node.INPUT.CUTOUT.HOLES = (5, 10)
+    node.INPUT.CUTOUT.SIZES = ((8, 8), (16, 16), (16, 32), (32, 16), (32, 32), (48, 48))
+
     node.BEST = CfgNode()
     # Keep the checkpoint with the largest value of this metric as model_best.pth, e.g. "bbox/AP"
     # (with several test sets "<dataset>/bbox/AP"); compared every TEST.EVAL_PERIOD iterations and

@@ -4,6 +4,7 @@ from functools import partial
 
 from torch.utils.data import Sampler
 
+from clsloc.data.augmentations import build_train_augmentations
 from clsloc.data.crowd_mapper import CrowdMapper
 from clsloc.data.train_loader import Mapper, TrainLoader
 from clsloc.errors import UserError
@@ -21,7 +22,8 @@ def build_train_loader(cfg: CfgNode, seed: int, mapper: Mapper | None = None) ->
 
     Args:
         seed: of the order of the samples and of their augmentation.
-        mapper: the :class:`~clsloc.data.crowd_mapper.CrowdMapper` of the config if None.
+        mapper: if None, a :class:`~clsloc.data.crowd_mapper.CrowdMapper` with the augmentations
+            of :func:`~clsloc.data.augmentations.build_train_augmentations`.
 
     Raises:
         UserError: there is no image to train on, or the sampler is unknown.
@@ -29,13 +31,17 @@ def build_train_loader(cfg: CfgNode, seed: int, mapper: Mapper | None = None) ->
     dicts = training_dicts(cfg)
     return TrainLoader(
         DatasetFromList(dicts, copy=False),
-        CrowdMapper(cfg, is_train=True) if mapper is None else mapper,
+        _default_mapper(cfg) if mapper is None else mapper,
         _sampler_maker(cfg, dicts),
         cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def _default_mapper(cfg: CfgNode) -> CrowdMapper:
+    return CrowdMapper(cfg, is_train=True, augmentations=build_train_augmentations(cfg))
 
 
 def training_dicts(cfg: CfgNode) -> list[dict]:

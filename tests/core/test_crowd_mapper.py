@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clsloc.config import add_core_config
 from clsloc.data.crowd_mapper import CrowdMapper
 from clsloc.data.train_data import build_train_loader
 from detectron2.config import get_cfg
@@ -30,6 +31,7 @@ def sample(tmp_path):
 
 def config(flip):
     cfg = get_cfg()
+    add_core_config(cfg)
     cfg.INPUT.MIN_SIZE_TRAIN = (80,)
     cfg.INPUT.RANDOM_FLIP = "horizontal" if flip else "none"
     return cfg
