@@ -13,12 +13,16 @@ from detectron2.evaluation import COCOEvaluator
 logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "APs", "APm", "APl")
+"""What tables show."""
+AP_BY_IOU = {percent / 100: f"AP{percent}" for percent in range(50, 100, 5)}
+"""The metric at each of COCO's thresholds, whose mean is AP."""
+REPORTED = tuple(dict.fromkeys([*METRICS, *AP_BY_IOU.values()]))
 
 
 class BoxEvaluator(COCOEvaluator):
     """Detectron2's COCO evaluator for boxes with more thresholds.
 
-    Its task ``bbox`` has the metrics of ``METRICS`` in this order, in percent, NaN where there is
+    Its task ``bbox`` has the metrics of ``REPORTED`` in this order, in percent, NaN where there is
     nothing to measure, and on request ``AP-<class>`` for every class. Any dataset of Detectron2
     can be evaluated: without a JSON file of its own it is converted, anew each time.
     """
@@ -54,13 +58,12 @@ class BoxEvaluator(COCOEvaluator):
         """Adds the thresholds that COCO's summary leaves out, and says why a value is missing."""
         classes = class_names if self._per_class else None
         results = super()._derive_coco_results(coco_eval, iou_type, classes)
-        for metric in METRICS:
+        for threshold, metric in AP_BY_IOU.items():
             if metric not in results:
-                threshold = int(metric.removeprefix("AP")) / 100
                 results[metric] = ap_at(coco_eval, threshold) if coco_eval else float("nan")
         for sentence in explain(results, coco_eval):
             logger.warning("%s: %s", self._metadata.name, sentence)
-        return {metric: results.pop(metric) for metric in METRICS} | results
+        return {metric: results.pop(metric) for metric in REPORTED} | results
 
 
 def ap_at(coco_eval: Any, iou: float) -> float:

@@ -10,7 +10,7 @@ from clsloc.data import register_datasets
 from clsloc.engine import setup_cfg
 from clsloc.errors import UserError
 from clsloc.evaluation import BoxEvaluator, build_evaluator
-from clsloc.evaluation.coco import METRICS
+from clsloc.evaluation.coco import AP_BY_IOU, REPORTED
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.evaluation import DatasetEvaluators
@@ -46,11 +46,13 @@ def test_every_threshold_by_hand(pets, tmp_path):
     found = [[(0, 0.9, (0, 0, 100, 72)), (1, 0.8, (100, 0, 200, 93))]]
     results = run(BoxEvaluator(pets, str(tmp_path)), pets, found)
     assert list(results) == ["bbox"]
-    assert tuple(results["bbox"]) == METRICS
+    assert tuple(results["bbox"]) == REPORTED
     expected = {"AP": 70, "AP50": 100, "AP60": 100, "AP70": 100, "AP75": 50, "AP80": 50}
-    expected |= {"AP90": 50, "APl": 70}
+    expected |= {"AP90": 50, "APl": 70, "AP55": 100, "AP65": 100, "AP85": 50, "AP95": 0}
     for metric, value in expected.items():
         assert results["bbox"][metric] == pytest.approx(value, abs=1e-6), metric
+    curve = [results["bbox"][metric] for metric in AP_BY_IOU.values()]
+    assert sum(curve) / len(curve) == pytest.approx(results["bbox"]["AP"])
     assert math.isnan(results["bbox"]["APs"]) and math.isnan(results["bbox"]["APm"])
     predictions = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert [item["category_id"] for item in predictions] == [3, 7]
@@ -102,7 +104,7 @@ def test_a_better_scored_mistake_halves_the_precision(pets):
 
 def test_no_detection(pets):
     results = run(BoxEvaluator(pets), pets, [[]])["bbox"]
-    assert tuple(results) == METRICS
+    assert tuple(results) == REPORTED
     assert all(math.isnan(value) for value in results.values())
 
 
