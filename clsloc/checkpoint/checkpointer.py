@@ -47,6 +47,7 @@ class Checkpointer(DetectionCheckpointer):
         self.extra = extra or {}
         self.digest: LoadDigest | None = None
         self._path = ""
+        self._in_file = 0
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self._path = path
@@ -112,14 +113,19 @@ class Checkpointer(DetectionCheckpointer):
     def _torch_load(self, filename: str) -> Any:
         return load_torch(filename)
 
+    def _load_model(self, checkpoint: Any) -> Any:
+        self._in_file = len(checkpoint["model"])
+        return super()._load_model(checkpoint)
+
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        self.digest = digest = LoadDigest.of(self.model, incompatible)
+        self.digest = digest = LoadDigest.of(self.model, incompatible, self._in_file)
         if self.complete and not digest.complete:
             raise UserError(_incomplete(self._path, digest))
         if digest.loaded == 0:
             raise UserError(
-                f"No tensor of {self._path!r} fits the model; check that MODEL.WEIGHTS belongs "
-                f"to this architecture (unused: {', '.join(digest.unused[:3])}, ...)."
+                f"No tensor of {self._path!r} fits the model; check that MODEL.WEIGHTS belongs to "
+                f"this architecture: the file has {', '.join(digest.unused[:2])}, ..., the model "
+                f"{', '.join(digest.missing[:2])}, ...; tools/convert_weights.py renames tensors."
             )
         for line in digest.lines():
             logger.info("%s: %s.", self._path, line)

@@ -15,19 +15,21 @@ class LoadDigest:
 
     Attributes:
         total: the tensors of the model.
+        in_file: the tensors of the file.
         missing: names of the model that the file does not have.
         mismatched: (name, shape in the file, shape in the model) of tensors that do not fit.
         unused: names of the file that the model does not have.
     """
 
     total: int
+    in_file: int
     missing: tuple[str, ...]
     mismatched: tuple[tuple[str, Shape, Shape], ...]
     unused: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, incompatible: object) -> "LoadDigest":
-        """From what fvcore's ``Checkpointer._load_model`` returned."""
+    def of(cls, model: nn.Module, incompatible: object, in_file: int) -> "LoadDigest":
+        """From what fvcore's ``Checkpointer._load_model`` returned, and the file's tensors."""
         mismatched = tuple(
             (name, tuple(found), tuple(wanted))
             for name, found, wanted in incompatible.incorrect_shapes
@@ -35,6 +37,7 @@ class LoadDigest:
         names = {name for name, _, _ in mismatched}
         return cls(
             total=len(model.state_dict()),
+            in_file=in_file,
             missing=tuple(sorted(set(incompatible.missing_keys) - names)),
             mismatched=mismatched,
             unused=tuple(sorted(set(incompatible.unexpected_keys) - names)),
@@ -42,13 +45,17 @@ class LoadDigest:
 
     @property
     def loaded(self) -> int:
-        """How many tensors of the model were filled from the file."""
-        return self.total - len(self.missing) - len(self.mismatched)
+        """How many tensors of the file went into the model.
+
+        Not those of the model that are not missing: a frozen batch norm, for one, makes up the
+        statistics that an old file does not have.
+        """
+        return self.in_file - len(self.unused) - len(self.mismatched)
 
     @property
     def complete(self) -> bool:
         """Whether every tensor of the model was filled."""
-        return self.loaded == self.total
+        return not self.missing and not self.mismatched
 
     def lines(self) -> list[str]:
         """A line for what was loaded, and one for each kind of remainder."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from clsloc.checkpoint import Checkpointer, load_file
 from clsloc.errors import UserError
+from detectron2.layers import FrozenBatchNorm2d
 
 
 class Evil:
@@ -120,6 +121,14 @@ def test_weights_of_which_nothing_fits_are_an_error(tmp_path):
     torch.save({"model": {"other.weight": torch.zeros(3)}}, path)
     with pytest.raises(UserError, match="No tensor"):
         Checkpointer(model()).load(path)
+
+
+def test_statistics_that_a_norm_makes_up_do_not_count_as_loaded(tmp_path):
+    path = str(tmp_path / "w.pth")
+    torch.save({"model": {"backbone.bottom_up.norm.weight": torch.ones(3)}}, path)
+    net = nn.Sequential(OrderedDict(norm=FrozenBatchNorm2d(3)))
+    with pytest.raises(UserError, match=r"the file has backbone\.bottom_up.*the model norm\.bias"):
+        Checkpointer(net).load(path)
 
 
 def test_a_checkpoint_comes_back_with_its_extras(tmp_path):
