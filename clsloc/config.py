@@ -30,6 +30,11 @@ def add_core_config(cfg: CfgNode) -> None:
     node.INPUT.CUTOUT.HOLES = (5, 10)
     node.INPUT.CUTOUT.SIZES = ((8, 8), (16, 16), (16, 32), (32, 16), (32, 32), (48, 48))
 
+    node.SOLVER = CfgNode()
+    # How often SOLVER.LR_SCHEDULER_NAME WarmupCosineRestartsLR falls from SOLVER.BASE_LR to
+    # SOLVER.BASE_LR_END; no other schedule reads it.
+    node.SOLVER.CYCLES = 1
+
     node.BEST = CfgNode()
     # Keep the checkpoint with the largest value of this metric as model_best.pth, e.g. "bbox/AP"
     # (with several test sets "<dataset>/bbox/AP"); compared every TEST.EVAL_PERIOD iterations and

@@ -21,6 +21,7 @@ from clsloc.engine.checks import check_config, log_schedule
 from clsloc.engine.diagnosis import StepRecorder, divergence_sentence
 from clsloc.engine.interrupt import InterruptGuard
 from clsloc.engine.results import write_results
+from clsloc.engine.schedule import build_lr_scheduler
 from clsloc.engine.tta import with_tta
 from clsloc.errors import UserError
 from clsloc.evaluation import build_evaluator
@@ -36,6 +37,7 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -88,6 +90,11 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """See :func:`clsloc.data.train_data.build_train_loader`."""
         return build_train_loader(cfg, max(cfg.SEED, 0))
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """See :func:`clsloc.engine.schedule.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
 
     def build_checkpointer(self, cfg: CfgNode, model: torch.nn.Module) -> Checkpointer:
         """The object that saves and restores the model and the state of this trainer."""
