@@ -1,5 +1,6 @@
 """
-Fusion of the class probabilities of two classifiers that see the same RoIs.
+One score out of two: of the class probabilities of two classifiers that see the same RoIs, or of a
+class probability and a predicted quality of the box.
 
 All rules act elementwise on probabilities. Logits must go through softmax or sigmoid first: on
 logits none of the properties below holds.
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["FUSIONS", "fuse_scores"]
+__all__ = ["FUSIONS", "fuse_quality", "fuse_scores"]
 
 FUSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "none": lambda p, q: p,
@@ -40,3 +41,16 @@ def fuse_scores(p: Tensor, q: Tensor, method: str) -> Tensor:
     if method not in FUSIONS:
         raise ValueError(f"Unknown score fusion {method!r}: choose one of {', '.join(FUSIONS)}.")
     return FUSIONS[method](p, q)
+
+
+def fuse_quality(p: Tensor, q: Tensor, powers: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """
+    The score p^a q^b by which detections are ranked; powers of equal ratio rank alike.
+
+    Args:
+        p: class probabilities.
+        q: predicted quality of their boxes, such as the IoU, of a shape that broadcasts.
+        powers: a and b, at least 0; (1, 1) is the product itself, also for a q below 0.
+    """
+    a, b = powers
+    return (p if a == 1 else p.pow(a)) * (q if b == 1 else q.pow(b))

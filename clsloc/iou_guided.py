@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from clsloc.fusion import fuse_quality
 from clsloc.lazy import take_rows
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
@@ -49,7 +50,10 @@ def iou_guided_inference(
     # Products may be as small as they like: the lowest number there is stands for "below the
     # threshold", and is the threshold that is left.
     lowest = torch.finfo(torch.float32).min
-    scores = [torch.where(p > score_thresh, p.float() * f, lowest) for p, f in zip(probs, factors)]
+    scores = [
+        torch.where(p > score_thresh, fuse_quality(p.float(), f), lowest)
+        for p, f in zip(probs, factors)
+    ]
     detections, kept = fast_rcnn_inference(
         boxes, scores, image_sizes, lowest, nms_thresh, topk_per_image
     )

@@ -1,6 +1,8 @@
 """
-Soft non-maximum suppression ("Soft-NMS -- Improving Object Detection With One Line of Code", ICCV
-2017): overlapping detections lose score in place of being removed.
+Variants of non-maximum suppression.
+
+Soft-NMS ("Soft-NMS -- Improving Object Detection With One Line of Code", ICCV 2017): overlapping
+detections lose score in place of being removed. Voting: they move the box that suppresses them.
 """
 
 from collections.abc import Sequence
@@ -9,12 +11,14 @@ import torch
 from torch import Tensor
 
 from clsloc.boxes import elementwise_iou, of_class
-from detectron2.layers import nonzero_tuple
-from detectron2.structures import Boxes, Instances
+from detectron2.layers import batched_nms, nonzero_tuple
+from detectron2.structures import Boxes, Instances, pairwise_iou
 
-__all__ = ["SOFT_NMS_METHODS", "soft_nms", "soft_nms_inference"]
+__all__ = ["SOFT_NMS_METHODS", "soft_nms", "soft_nms_inference", "voting_nms"]
 
 SOFT_NMS_METHODS = ("linear", "gaussian")
+# Most elements of an array of survivors by boxes.
+_MAX_ELEMENTS = 1 << 22
 
 
 @torch.no_grad()
@@ -136,3 +140,43 @@ def soft_nms_inference(
         results.append(result)
         kept_rows.append(rows[kept])
     return results, kept_rows
+
+
+@torch.no_grad()
+def voting_nms(
+    boxes: Tensor, scores: Tensor, classes: Tensor, *, iou_thresh: float, topk: int = -1
+) -> tuple[Tensor, Tensor]:
+    """
+    NMS whose survivors are the mean of their group, weighed by scores ("box voting": "Object
+    Detection via a Multi-region & Semantic Segmentation-aware CNN Model", ICCV 2015, section 5.2).
+
+    A box belongs to the best survivor of its class that it overlaps by more than `iou_thresh`,
+    which is the one that suppressed it. Memory does not grow with survivors times boxes.
+
+    Args:
+        boxes: (R, 4) absolute XYXY; R may be 0.
+        scores: (R,), above 0.
+        classes: (R,) int64; boxes of different classes do not touch each other.
+        topk: most boxes to return; negative for no limit.
+
+    Returns:
+        Indices of the survivors, best first, and their boxes (S, 4); scores stay as they are.
+    """
+    kept = batched_nms(boxes, scores, classes, iou_thresh)
+    kept = kept if topk < 0 else kept[:topk]
+    if len(kept) == 0:
+        return kept, boxes[kept]
+    survivors, groups = Boxes(boxes[kept]), []
+    for rows in torch.arange(len(boxes), device=boxes.device).split(
+        max(1, _MAX_ELEMENTS // len(kept))
+    ):
+        touches = pairwise_iou(survivors, Boxes(boxes[rows])) > iou_thresh
+        touches &= classes[kept, None] == classes[rows]
+        # The first, and so best, survivor; `len(kept)` for none.
+        first = touches.byte().argmax(dim=0)
+        groups.append(torch.where(touches.any(dim=0), first, len(kept)))
+    group = torch.cat(groups)
+    group[kept] = torch.arange(len(kept), device=kept.device)  # also of a box without area
+    weighted = torch.cat([boxes * scores[:, None], scores[:, None]], dim=1)
+    sums = weighted.new_zeros(len(kept) + 1, 5).index_add_(0, group, weighted)[:-1]
+    return kept, sums[:, :4] / sums[:, 4:]

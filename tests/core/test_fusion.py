@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clsloc.fusion import FUSIONS, fuse_scores
+from clsloc.fusion import FUSIONS, fuse_quality, fuse_scores
 
 SYMMETRIC = [method for method in FUSIONS if method != "none"]
 
@@ -47,3 +47,13 @@ def test_no_rows():
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="'product'"):
         fuse_scores(torch.zeros(1), torch.zeros(1), "product")
+
+
+def test_quality_by_hand():
+    p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 1.0])
+    assert torch.equal(fuse_quality(p, q), torch.tensor([0.125, 0.5]))
+    torch.testing.assert_close(fuse_quality(p, q, (0.5, 0.5)), torch.tensor([0.125, 0.5]).sqrt())
+    expected = torch.tensor([0.5**0.8 * 0.25**1.2, 0.5**0.8])
+    torch.testing.assert_close(fuse_quality(p, q, (0.8, 1.2)), expected)
+    assert torch.equal(fuse_quality(p, torch.tensor(-2.0)), torch.tensor([-1.0, -1.0]))
+    assert fuse_quality(p[:0], q[:0], (0.8, 1.2)).shape == (0,)

@@ -1,11 +1,12 @@
-"""Soft-NMS against values by hand and against a plain loop."""
+"""Soft-NMS and voting against values by hand and against plain loops."""
 
 import math
 
 import pytest
 import torch
 
-from clsloc.nms import SOFT_NMS_METHODS, soft_nms, soft_nms_inference
+from clsloc import nms
+from clsloc.nms import SOFT_NMS_METHODS, soft_nms, soft_nms_inference, voting_nms
 from detectron2.layers import batched_nms
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, pairwise_iou
@@ -135,3 +136,57 @@ def test_without_overlaps_inference_is_that_of_hard_nms(box_classes):
         assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.pred_classes, b.pred_classes)
     assert all(torch.equal(a, b) for a, b in zip(rows, expected_rows, strict=True))
+
+
+def vote(boxes, scores, classes=None, iou_thresh=0.5, topk=-1):
+    classes = [0] * len(boxes) if classes is None else classes
+    kept, voted = voting_nms(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(scores),
+        torch.tensor(classes, dtype=torch.int64),
+        iou_thresh=iou_thresh,
+        topk=topk,
+    )
+    return kept.tolist(), voted.tolist()
+
+
+def test_voting_by_hand():
+    """B moves A by its share of the scores, 10 * 0.3 / 1.2 pixels; what is apart stays."""
+    kept, boxes = vote([B, FAR, A], [0.3, 0.5, 0.9])
+    assert kept == [2, 1]
+    assert boxes == [pytest.approx([2.5, 0, 102.5, 100]), FAR]
+    apart = [pytest.approx(A), pytest.approx(B)]
+    assert vote([A, B], [0.9, 0.3], [0, 1]) == ([0, 1], apart)
+    assert vote([A, B], [0.9, 0.3], iou_thresh=0.82) == ([0, 1], apart)
+    assert vote([], []) == ([], [])
+    point = [5.0, 5, 5, 5]  # has no area, and so no IoU with itself
+    assert vote([point], [0.5]) == ([0], [point])
+
+
+def test_a_box_votes_once_for_the_best():
+    """C overlaps A and the survivor E; it belongs to A."""
+    c, e = [30.0, 0, 130, 100], [50.0, 0, 150, 100]
+    kept, boxes = vote([A, e, c], [0.9, 0.8, 0.3])
+    assert kept == [0, 1]
+    assert boxes == [pytest.approx([7.5, 0, 107.5, 100]), e]
+    kept, boxes = vote([A, e, c, FAR], [0.9, 0.8, 0.3, 0.7], topk=1)
+    assert (kept, len(boxes)) == ([0], 1)
+
+
+def test_voting_is_a_plain_loop_in_pieces_of_any_size(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(300, 2, generator=generator) * 60
+    boxes = torch.cat([corners, corners + 10 + 30 * torch.rand(300, 2, generator=generator)], 1)
+    scores, classes = torch.rand(300, generator=generator), torch.arange(300) % 2
+    kept, voted = voting_nms(boxes, scores, classes, iou_thresh=0.4)
+    left = torch.ones(300, dtype=torch.bool)
+    for row, box in zip(kept.tolist(), voted, strict=True):
+        assert scores[row] == scores[left].max()
+        iou = pairwise_iou(Boxes(boxes), Boxes(boxes[row : row + 1]))[:, 0]
+        group = left & (iou > 0.4) & (classes == classes[row])
+        expected = (boxes * scores[:, None])[group].sum(0) / scores[group].sum()
+        torch.testing.assert_close(box, expected)
+        left &= ~group
+    assert not left.any()
+    monkeypatch.setattr(nms, "_MAX_ELEMENTS", 1000)
+    torch.testing.assert_close(voting_nms(boxes, scores, classes, iou_thresh=0.4)[1], voted)
