@@ -1,4 +1,4 @@
-"""Pyramids from P3 to P7 on the backbones of the paper."""
+"""Pyramids with P6 and P7 on the backbones of the paper."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -6,6 +6,7 @@ from torch import Tensor
 from clsloc.backbones import build_deform_resnet_backbone, build_res2net_backbone
 from clsloc.errors import UserError
 from ddod.path_aggregation import PathAggregation
+from ddod.ssh import SSHPyramid
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
@@ -13,7 +14,7 @@ from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
 __all__ = ["TopLevels", "build_ddod_res2net_fpn_backbone", "build_ddod_resnet_fpn_backbone"]
 
-PYRAMIDS = {"fpn": FPN, "pafpn": PathAggregation}
+PYRAMIDS = {"fpn": FPN, "pafpn": PathAggregation, "ssh": SSHPyramid}
 
 
 class TopLevels(LastLevelP6P7):
@@ -53,7 +54,7 @@ def _pyramid(cfg: CfgNode, bottom_up: Backbone) -> Backbone:
     if node.P6_FROM not in ("p5", "res5"):
         raise UserError(f"MODEL.DDOD.FPN.P6_FROM is p5 or res5, got {node.P6_FROM!r}.")
     if node.TYPE not in PYRAMIDS:
-        raise UserError(f"MODEL.DDOD.FPN.TYPE is {' or '.join(PYRAMIDS)}, got {node.TYPE!r}.")
+        raise UserError(f"MODEL.DDOD.FPN.TYPE is one of {', '.join(PYRAMIDS)}, got {node.TYPE!r}.")
     in_channels = channels if node.P6_FROM == "p5" else bottom_up.output_shape()["res5"].channels
     return PYRAMIDS[node.TYPE](
         bottom_up=bottom_up,

@@ -23,6 +23,10 @@ _RULES = {
     "TEST.SCORE_THRESH": (lambda v: 0 <= v < 1, "a probability below 1"),
     "TEST.TOPK_CANDIDATES": (lambda v: v >= 1, "at least 1"),
     "TEST.NMS_THRESH": (lambda v: 0 <= v <= 1, "an IoU between 0 and 1"),
+    "TEST.SOFT_NMS_SIGMA": (lambda v: v > 0, "above 0"),
+    "TEST.SOFT_NMS_MIN_SCORE": (lambda v: 0 <= v < 1, "a score below 1"),
+    "TEST.SCORE_POWERS": (lambda v: len(v) == 2 and min(v) >= 0, "two exponents of at least 0"),
+    "TEST.MIN_HEIGHT": (lambda v: v >= 0, "at least 0"),
 }
 
 

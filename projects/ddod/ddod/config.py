@@ -99,15 +99,26 @@ def add_ddod_config(cfg: CfgNode) -> None:
     # anchors by their best class (authors' code).
     node.TEST.TOPK_CANDIDATES = 1000
     node.TEST.TOPK_MODE = "pair"
-    # IoU threshold of NMS; "hard" or "soft" (linear).
+    # IoU threshold of NMS; "hard"; "soft", which lowers scores; or "vote": the box of a survivor is
+    # the mean, weighed by scores, of those it suppresses and its own.
     node.TEST.NMS_THRESH = 0.6
     node.TEST.NMS_TYPE = "hard"
-    # Score from probability p and quality q: "product" p q, or "sqrt", its square root.
+    # Soft-NMS: "linear" (above the threshold) or "gaussian" with its sigma; a lowered score below
+    # the smallest one drops the box.
+    node.TEST.SOFT_NMS_METHOD = "linear"
+    node.TEST.SOFT_NMS_SIGMA = 0.5
+    node.TEST.SOFT_NMS_MIN_SCORE = 0.001
+    # Score from probability p and quality q: "product" p q; "sqrt", its square root; or "power",
+    # p^a q^b with these exponents (those of TinaFace).
     node.TEST.SCORE_FUSION = "product"
+    node.TEST.SCORE_POWERS = [0.8, 1.2]
+    # Detections that are lower, in pixels of the original image, are dropped (WIDER FACE: 9).
+    node.TEST.MIN_HEIGHT = 0.0
 
     # --- pyramid ---
     node.FPN = CfgNode()
-    # "fpn", or "pafpn" with a second path from fine to coarse maps.
+    # "fpn"; "pafpn" with a second path from fine to coarse maps; or "ssh" with bilinear upsampling
+    # and the context module of SSH behind every map (WIDER FACE).
     node.FPN.TYPE = "fpn"
     # P6 is convolved from "p5" or, as in RetinaNet, from "res5".
     node.FPN.P6_FROM = "p5"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from clsloc.errors import UserError
-from clsloc.nms import soft_nms
+from clsloc.fusion import fuse_quality
+from clsloc.nms import SOFT_NMS_METHODS, soft_nms, voting_nms
 from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
@@ -20,8 +21,9 @@ __all__ = ["DenseInference"]
 
 CHOICES = {
     "topk_mode": ("pair", "location"),
-    "nms_type": ("hard", "soft"),
-    "score_fusion": ("product", "sqrt"),
+    "nms_type": ("hard", "soft", "vote"),
+    "soft_nms_method": SOFT_NMS_METHODS,
+    "score_fusion": ("product", "sqrt", "power"),
 }
 
 
@@ -35,9 +37,12 @@ class DenseInference:
         score_thresh: p of a candidate is larger; a detection may score less.
         topk_candidates: most candidates of a level, by p.
         topk_mode: whether these are "pair"s of an anchor and a class, or "location"s (anchors).
-        nms_thresh, nms_type: IoU threshold within a class, and "hard" or "soft" (linear).
-        score_fusion: "product" p q, or "sqrt" of it.
+        nms_thresh, nms_type: IoU threshold within a class, and "hard", "soft" or "vote".
+        soft_nms_method, soft_nms_sigma, soft_nms_min_score: see `soft_nms`.
+        score_fusion: "product" p q, "sqrt" of it, or "power" with `score_powers`.
+        score_powers: see `fuse_quality`.
         max_detections: of an image.
+        min_height: of a detection in the original image.
     """
 
     coder: Box2BoxTransform
@@ -46,15 +51,21 @@ class DenseInference:
     topk_mode: str = "pair"
     nms_thresh: float = 0.6
     nms_type: str = "hard"
+    soft_nms_method: str = "linear"
+    soft_nms_sigma: float = 0.5
+    soft_nms_min_score: float = 0.001
     score_fusion: str = "product"
+    score_powers: tuple[float, float] = (0.8, 1.2)
     max_detections: int = 100
+    min_height: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(
-                    f"MODEL.DDOD.TEST.{name.upper()} is {' or '.join(choices)}, got {value!r}."
+                    f"MODEL.DDOD.TEST.{name.upper()} is {', '.join(choices[:-1])} or "
+                    f"{choices[-1]}, got {value!r}."
                 )
 
     def __call__(
@@ -103,15 +114,30 @@ class DenseInference:
         )
         if self.nms_type == "soft":
             kept, scores = soft_nms(
+                boxes,
+                scores,
+                classes,
+                method=self.soft_nms_method,
+                iou_thresh=self.nms_thresh,
+                sigma=self.soft_nms_sigma,
+                min_score=self.soft_nms_min_score,
+                topk=self.max_detections,
+            )
+            return _replaced(candidates[kept], scores=scores)
+        if self.nms_type == "vote":
+            kept, boxes = voting_nms(
                 boxes, scores, classes, iou_thresh=self.nms_thresh, topk=self.max_detections
             )
-        else:
-            kept = batched_nms(boxes, scores, classes, self.nms_thresh)
-            kept = kept[: self.max_detections]
-            scores = scores[kept]
-        selected = candidates[kept]
-        selected.scores = scores
-        return selected
+            return _replaced(candidates[kept], pred_boxes=Boxes(boxes))
+        kept = batched_nms(boxes, scores, classes, self.nms_thresh)
+        return candidates[kept[: self.max_detections]]
+
+    def without_low(self, detections: Instances) -> Instances:
+        """Those of `min_height`, from detections in the frame of the original image."""
+        if self.min_height == 0:
+            return detections
+        boxes = detections.pred_boxes.tensor
+        return detections[boxes[:, 3] - boxes[:, 1] >= self.min_height]
 
     def _candidates(
         self, anchors: Tensor, logits: Tensor, deltas: Tensor, quality: Tensor | None
@@ -131,7 +157,12 @@ class DenseInference:
             row = rows[row]
         boxes = self.coder.apply_deltas(deltas[row].float(), anchors[row])
         if quality is not None:
-            scores = scores * quality[row].float().sigmoid()
-            if self.score_fusion == "sqrt":
-                scores = scores.sqrt()
+            powers = {"product": (1.0, 1.0), "sqrt": (0.5, 0.5), "power": self.score_powers}
+            quality = quality[row].float().sigmoid()
+            scores = fuse_quality(scores, quality, powers[self.score_fusion])
         return boxes, scores, classes
+
+
+def _replaced(detections: Instances, **fields: Tensor | Boxes) -> Instances:
+    """The same detections with some of their fields as given."""
+    return Instances(detections.image_size, **(detections.get_fields() | fields))

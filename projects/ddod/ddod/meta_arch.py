@@ -111,8 +111,13 @@ class DDOD(DenseDetector):
                 topk_mode=node.TEST.TOPK_MODE,
                 nms_thresh=node.TEST.NMS_THRESH,
                 nms_type=node.TEST.NMS_TYPE,
+                soft_nms_method=node.TEST.SOFT_NMS_METHOD,
+                soft_nms_sigma=node.TEST.SOFT_NMS_SIGMA,
+                soft_nms_min_score=node.TEST.SOFT_NMS_MIN_SCORE,
                 score_fusion=node.TEST.SCORE_FUSION,
+                score_powers=tuple(node.TEST.SCORE_POWERS),
                 max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+                min_height=node.TEST.MIN_HEIGHT,
             ),
             "num_classes": node.NUM_CLASSES,
             "mask_padding": node.ASSIGN.MASK_PADDING,
@@ -120,6 +125,13 @@ class DDOD(DenseDetector):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """As the base; detections that are too low in the original image go."""
+        outputs = super().forward(batched_inputs)
+        if self.training:
+            return outputs
+        return [{"instances": self.inference.without_low(out["instances"])} for out in outputs]
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """As the base; the crowds of the images travel with them to `forward_training`, which does

@@ -77,7 +77,7 @@ class DDODWithTTA(nn.Module):
         size = (given["height"], given["width"])
         merged = [_map_back(x, t, size) for x, t in zip(found, transforms, strict=True)]
         detections = self.model.inference.select(Instances.cat(merged))
-        return detections[detections.pred_boxes.nonempty()]
+        return self.model.inference.without_low(detections[detections.pred_boxes.nonempty()])
 
     def _batches(self, views: list[View]) -> Iterator[list[View]]:
         """Neighbours of one size, `batch_size` at most."""

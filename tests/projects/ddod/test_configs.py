@@ -37,6 +37,13 @@ WHOLE_MODELS = {
     "ddod_atss_X_101_32x4d_DCN_FPN_2x": 41_990_848 + 2_405_844 + 3_868_672 + 5_001_598,
     "ddod_atss_R2_101_DCN_FPN_2x": 43_057_732 + 1_568_484 + 3_868_672 + 5_001_598,
 }
+# Convolutions and norms of R-50, offsets of res4 and res5, pyramid with GN, P6 and P7, context.
+FACE = 23_454_912 + 53_120 + 6 * 41_490 + 3 * 82_962
+FACE += 3_342_336 + 8 * 512 + 5_308_928 + 552_960 + 768
+WHOLE_MODELS |= {
+    "wider_face/atss_face_R_50_FPN": FACE + 4_819_504 - 82_980,
+    "wider_face/ddod_face_R_50_FPN": FACE + 4_819_504,
+}
 PARTS = {
     # name: (head, trainable parameters of the model)
     "atss_iou_R_50_FPN_1x": (4_918_618, 32_019_802),
@@ -70,7 +77,7 @@ def test_every_config_builds_with_its_size_and_writes_to_a_folder_of_its_name(
         yaml.load(file, StrictLoader)
     assert make_cfg(name).OUTPUT_DIR == f"output/ddod/{name}"
     model = build_on_meta(name)
-    assert count(model) == WHOLE_MODELS.get(name, count(model)) > 10**6
+    assert count(model) == WHOLE_MODELS.get(name.removesuffix("_tta"), count(model)) > 10**6
     if name in PARTS:
         head, trainable = PARTS[name]
         assert count(model.head) == head
@@ -191,11 +198,16 @@ def test_settings_of_the_authors(make_cfg):
         ({"TEST.SCORE_THRESH": 1.0}, "SCORE_THRESH is a probability below 1"),
         ({"TEST.TOPK_CANDIDATES": 0}, "TOPK_CANDIDATES is at least 1"),
         ({"TEST.NMS_THRESH": 2.0}, "NMS_THRESH is an IoU between 0 and 1"),
+        ({"TEST.SOFT_NMS_METHOD": "cubic"}, "SOFT_NMS_METHOD is linear or gaussian"),
+        ({"TEST.SOFT_NMS_SIGMA": 0.0}, "SOFT_NMS_SIGMA is above 0"),
+        ({"TEST.SOFT_NMS_MIN_SCORE": 1.0}, "SOFT_NMS_MIN_SCORE is a score below 1"),
+        ({"TEST.SCORE_POWERS": [1.0]}, "SCORE_POWERS is two exponents"),
+        ({"TEST.MIN_HEIGHT": -1.0}, "MIN_HEIGHT is at least 0"),
         ({"LOSS.BOX_TYPE": "l2"}, "BOX_TYPE is one of"),
         ({"LOSS.NORMALIZER": "mean"}, "NORMALIZER is num_pos or ema"),
         ({"TEST.TOPK_MODE": "all"}, "TOPK_MODE is pair or location"),
-        ({"TEST.NMS_TYPE": "none"}, "NMS_TYPE is hard or soft"),
-        ({"TEST.SCORE_FUSION": "sum"}, "SCORE_FUSION is product or sqrt"),
+        ({"TEST.NMS_TYPE": "none"}, "NMS_TYPE is hard, soft or vote"),
+        ({"TEST.SCORE_FUSION": "sum"}, "SCORE_FUSION is product, sqrt or power"),
     ],
 )
 def test_unknown_values_are_refused(keys, message, build_tiny):
@@ -209,7 +221,7 @@ def test_a_second_path_of_the_pyramid_is_four_convolutions(build_on_meta):
 
 
 def test_unknown_pyramids_are_refused(build_on_meta):
-    with pytest.raises(UserError, match="TYPE is fpn or pafpn, got 'bifpn'"):
+    with pytest.raises(UserError, match="TYPE is one of fpn, pafpn, ssh, got 'bifpn'"):
         build_on_meta(overrides={"MODEL.DDOD.FPN.TYPE": "bifpn"})
 
 

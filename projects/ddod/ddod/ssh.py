@@ -1,0 +1,98 @@
+"""The pyramid of the face detectors: bilinear upsampling, and context behind every map."""
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+
+from clsloc.errors import UserError
+from clsloc.layers import ConvNorm
+from detectron2.modeling import FPN
+
+__all__ = ["SSHContext", "SSHPyramid"]
+
+
+class SSHContext(nn.Module):
+    """
+    The context module of "SSH: Single Stage Headless Face Detector" (ICCV 2017, section 3.3):
+    windows of 3x3, 5x5 and 7x7, the larger ones as two and three convolutions of 3x3 that share
+    the first.
+
+    NOTE(paper): DDOD names the module and no more; channels, norms and the ReLU behind the
+    concatenation are those of TinaFace, whose recipe DDOD-Face follows.
+    """
+
+    def __init__(self, channels: int, norm: str = "GN"):
+        """
+        Args:
+            channels: C, of input and output; a multiple of 4.
+            norm: behind each convolution; "" for none, then they have biases. "GN" has 32 groups,
+                but none of a single channel.
+        """
+        super().__init__()
+        norm = _group_norm if norm == "GN" else norm
+        half, quarter = channels // 2, channels // 4
+        self.near = ConvNorm(channels, half, 3, norm=norm)
+        self.stem = ConvNorm(channels, quarter, 3, norm=norm, relu=True)
+        self.middle = ConvNorm(quarter, quarter, 3, norm=norm)
+        self.far = nn.Sequential(
+            ConvNorm(quarter, quarter, 3, norm=norm, relu=True),
+            ConvNorm(quarter, quarter, 3, norm=norm),
+        )
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                weight_init.c2_msra_fill(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        stem = self.stem(x)
+        return F.relu_(torch.cat([self.near(x), self.middle(stem), self.far(stem)], dim=1))
+
+
+class SSHPyramid(FPN):
+    """Detectron2's `FPN` with bilinear upsampling, whose maps all go through one `SSHContext`."""
+
+    def __init__(self, *, out_channels: int, norm: str, **kwargs):
+        """
+        Args:
+            out_channels, norm: of the pyramid and of the context.
+            kwargs: see `FPN`.
+        """
+        super().__init__(out_channels=out_channels, norm=norm, **kwargs)
+        if out_channels % 16:
+            raise UserError(
+                "MODEL.FPN.OUT_CHANNELS is a multiple of 16 for MODEL.DDOD.FPN.TYPE 'ssh', got "
+                f"{out_channels}."
+            )
+        self.context = SSHContext(out_channels, norm)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) images to maps by name, fine to coarse."""
+        below = self.bottom_up(x)
+        maps: list[Tensor] = []
+        merged = None
+        for name, lateral, output in zip(
+            self.in_features[::-1], self.lateral_convs, self.output_convs, strict=True
+        ):
+            coarser, merged = merged, lateral(below[name])
+            if coarser is not None:
+                coarser = F.interpolate(
+                    coarser, scale_factor=2.0, mode="bilinear", align_corners=False
+                )
+                merged = merged + coarser
+                if self._fuse_type == "avg":
+                    merged = merged / 2
+            maps.insert(0, output(merged))
+        source = self.top_block.in_feature
+        if source in below:
+            maps += self.top_block(below[source])
+        else:
+            maps += self.top_block(maps[self._out_features.index(source)])
+        return {
+            name: self.context(level) for name, level in zip(self._out_features, maps, strict=True)
+        }
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    # Groups of one channel have no variance on a map of one pixel.
+    return nn.GroupNorm(min(32, channels // 2), channels)
