@@ -106,6 +106,7 @@ setup(
         "cloudpickle",
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.9",
+        "matplotlib",
         "numpy",
         "pillow",
         "pycocotools>=2.0.7",
@@ -125,6 +126,6 @@ setup(
         "opencv": ["opencv-python-headless"],
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools>=70.1"],
         # What a clone of Detectron2 on the path imports beyond the above.
-        "dev-real": ["hydra-core", "matplotlib", "omegaconf", "setuptools<81"],
+        "dev-real": ["hydra-core", "omegaconf", "setuptools<81"],
     },
 )

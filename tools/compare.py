@@ -1,15 +1,25 @@
 #!/usr/bin/env python
-"""Train and evaluate several configs over several seeds and write one table.
+"""Train and evaluate several configs over several seeds and compare them.
 
   compare.py --configs A.yaml B.yaml --seeds 3 --output output/compare [KEY VALUE ...]
 
 Each run is a process of its own in OUTPUT/<config>/seed<N>. What is finished is not run again and
-what was broken off is resumed, so the same command goes on where it was stopped. The table
-(table.md, table.json) is written anew after every run, with mean and standard deviation.
+what was broken off is resumed, so the same command goes on where it was stopped. After every run
+these are written anew in OUTPUT, from the runs that are finished:
+
+  table.md, table.json    mean and standard deviation of all figures, and how much higher each
+                          method is than the first one, paired over equal seeds
+  ap_by_iou.png           AP against the IoU threshold
+  training_curves.png     the loss, and AP where it was measured on the way
+  ap_by_latency.png       AP against the time for an image
+  index.html              all of it, with predictions of all methods on the same images, in one
+                          file that needs no other
 """
 
 import argparse
 import json
+import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -22,8 +32,9 @@ from clsloc import cli
 from clsloc.engine import setup_cfg
 from clsloc.engine.trainer import Trainer
 from clsloc.errors import UserError
-from clsloc.files import atomic_write
-from clsloc.gauges.comparison import commit, hardware, markdown_table, summarise
+from clsloc.gauges.origin import commit, hardware
+from clsloc.gauges.plots import check_matplotlib
+from clsloc.gauges.report import write_report
 from clsloc.prediction import Predictor
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
@@ -34,31 +45,39 @@ TIMED_IMAGES = 50
 def parser() -> argparse.ArgumentParser:
     result = cli.make_parser(__doc__, config=False, overrides=True)
     add = result.add_argument
-    add("--configs", nargs="+", required=True, metavar="FILE", help="one method each")
+    add("--configs", nargs="+", required=True, metavar="FILE", help="one method each; the others "
+        "are compared to the first one")  # fmt: skip
     add("--names", nargs="+", metavar="NAME", help="of the methods; the file names by default")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default 1)")
-    add("--output", required=True, metavar="DIR", help="folder of the runs and the table")
+    add("--output", required=True, metavar="DIR", help="folder of the runs, the table and the page")
     add("--flag", action="append", default=[], metavar="WORDS", help="more flags of train_net.py, "
         "e.g. --flag '--coco train train.json images/'")  # fmt: skip
-    add("--no-timing", action="store_true", help="leave out the seconds per image")
+    add("--no-timing", action="store_true", help="do not measure the seconds per image; those in "
+        "table.json are kept")  # fmt: skip
+    add("--report-only", action="store_true", help="train nothing: table, pictures and page of the "
+        "runs that are finished")  # fmt: skip
+    add("--gallery", type=int, default=6, metavar="N", help="images in the gallery of predictions "
+        "(default %(default)s; 0 leaves it out)")  # fmt: skip
     return result
 
 
 def main(args: argparse.Namespace) -> None:
     methods = name_methods(args)
     flags = [word for words in args.flag for word in words.split()]
-    check(args, methods, flags)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-    for seed in range(args.seeds):
+    check(args, methods)
+    seconds = earlier_times(args)
+    for seed in () if args.report_only else range(args.seeds):
         for name, config in methods.items():
-            folder = Path(args.output, name, f"seed{seed}")
-            runs[name].append(train(config, folder, seed, flags, args.opts))
-            write_table(args, methods, runs)
+            if train(config, folder_of(args, name, seed), seed, flags, args.opts):
+                report(args, methods, seconds)
     if not args.no_timing:
-        for name, seconds in time_images(args, methods).items():
-            for figures in runs[name]:
-                figures["seconds_per_image"] = seconds
-    print(write_table(args, methods, runs))
+        seconds |= time_images(args, methods)
+    print(report(args, methods, seconds))
+    print(f"All of it: {Path(args.output, 'index.html')}")
+
+
+def folder_of(args: argparse.Namespace, name: str, seed: int) -> Path:
+    return Path(args.output, name, f"seed{seed}")
 
 
 def name_methods(args: argparse.Namespace) -> dict[str, str]:
@@ -72,37 +91,34 @@ def name_methods(args: argparse.Namespace) -> dict[str, str]:
     return dict(zip(names, args.configs))
 
 
-def check(args: argparse.Namespace, methods: dict[str, str], flags: list[str]) -> None:
+def check(args: argparse.Namespace, methods: dict[str, str]) -> None:
     """A mistake in the last config should not show after hours."""
     if args.seeds < 1:
         raise UserError(f"--seeds {args.seeds} is too few; give at least 1.")
+    if args.gallery < 0:
+        raise UserError(f"--gallery {args.gallery} is too few; give 0 or more.")
+    check_matplotlib()
     for config in methods.values():
         setup_cfg(config_file=config, overrides=args.opts)
 
 
-def train(
-    config: str, folder: Path, seed: int, flags: list[str], overrides: list[str]
-) -> dict[str, Any]:
-    """Train, resume or skip one run; returns its figures."""
-    results = folder / "results.json"
-    if not results.exists():
-        resume = ["--resume"] if (folder / "last_checkpoint").exists() else []
-        print(f"{'Resuming' if resume else 'Training'} {folder} ...", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "clsloc.train", "--config-file", config, *flags, *resume]
-        command += [*overrides, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-        with open(folder / "console.txt", "a", encoding="utf-8") as console:
-            status = run_to_its_end(command, console)
-        if status:
-            raise UserError(
-                f"The run in {str(folder)!r} ended with status {status}; its console.txt says "
-                "why. The same command goes on from there."
-            )
-    content = json.loads(results.read_text(encoding="utf-8"))
-    return content["metrics"] | {
-        "seconds_per_iteration": content.get("seconds_per_iteration"),
-        "seed": content.get("seed"),
-    }
+def train(config: str, folder: Path, seed: int, flags: list[str], overrides: list[str]) -> bool:
+    """Train or resume one run; returns whether there was something to do."""
+    if (folder / "results.json").exists():
+        return False
+    resume = ["--resume"] if (folder / "last_checkpoint").exists() else []
+    print(f"{'Resuming' if resume else 'Training'} {folder} ...", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "clsloc.train", "--config-file", config, *flags, *resume]
+    command += [*overrides, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    with open(folder / "console.txt", "a", encoding="utf-8") as console:
+        status = run_to_its_end(command, console)
+    if status:
+        raise UserError(
+            f"The run in {str(folder)!r} ended with status {status}; its console.txt says "
+            "why. The same command goes on from there."
+        )
+    return True
 
 
 def run_to_its_end(command: list[str], console: IO[str]) -> int:
@@ -115,28 +131,60 @@ def run_to_its_end(command: list[str], console: IO[str]) -> int:
         raise
 
 
-def write_table(
-    args: argparse.Namespace, methods: dict[str, str], runs: dict[str, list[dict[str, Any]]]
-) -> str:
-    """Write table.md and table.json of the runs so far; returns the text."""
-    done = {name: figures for name, figures in runs.items() if figures}
-    for name, figures in done.items():
-        for run in figures:
-            run.setdefault("params_millions", count_parameters(methods[name], args.opts) / 1e6)
-    rows = summarise(done)
-    seeds = max(map(len, done.values()))
-    versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
-    origin = {"hardware": hardware(), "commit": commit(), "seeds": seeds, "versions": versions}
-    text = markdown_table(rows) + (
-        f"\n{seeds} seed(s), mean ± standard deviation; {origin['hardware']}; "
-        f"torch {versions['torch']}, Python {versions['python']}; commit {origin['commit']}.\n"
+def read_run(folder: Path, seed: int) -> dict[str, Any]:
+    """The figures of a finished run."""
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return content["metrics"] | {
+        "seconds_per_iteration": content.get("seconds_per_iteration"),
+        "seed": seed,
+        "folder": str(folder),
+        "versions": content["versions"],
+    }
+
+
+def report(args: argparse.Namespace, methods: dict[str, str], seconds: dict[str, float]) -> str:
+    """Write table, pictures and page of the runs that are finished; returns the table.
+
+    What is the same for all runs of a method stands in the first one.
+    """
+    folders = {
+        (name, seed): folder_of(args, name, seed) for name in methods for seed in range(args.seeds)
+    }
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    unfinished = []
+    for (name, seed), folder in folders.items():
+        if (folder / "results.json").exists():
+            runs[name].append(read_run(folder, seed))
+        else:
+            unfinished.append(f"{name}/seed{seed}")
+    for name, of_method in runs.items():
+        if of_method:
+            parameters = count_parameters(methods[name], args.opts)
+            of_method[0]["params_millions"] = parameters / 1e6
+            of_method[0]["seconds_per_image"] = seconds.get(name)
+    if not any(runs.values()):
+        raise UserError(f"No run in {args.output!r} is finished; leave out --report-only.")
+    origin = {
+        "hardware": hardware(),
+        "commit": commit(),
+        "seeds": max(map(len, runs.values())),
+        "versions": {"python": platform.python_version()} | versions_of(runs),
+        "command": shlex.join(sys.argv),
+        "configs": methods,
+        "unfinished": unfinished,
+    }
+    return write_report(
+        Path(args.output), runs, origin, json_file=args.json, num_images=args.gallery
     )
-    report = {"rows": rows, "runs": done, **origin}
-    with atomic_write(Path(args.output, "table.md"), "w") as file:
-        file.write(text)
-    for path in filter(None, (Path(args.output, "table.json"), args.json)):
-        cli.write_json(report, path)
-    return text
+
+
+def versions_of(runs: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """Those that the runs were made with, several where they differ."""
+    found: dict[str, list[str]] = {}
+    for run in (run for of_method in runs.values() for run in of_method):
+        for package, version in run["versions"].items():
+            found.setdefault(package, []).append(version)
+    return {package: ", ".join(sorted(set(versions))) for package, versions in found.items()}
 
 
 _parameters: dict[str, int] = {}
@@ -150,12 +198,29 @@ def count_parameters(config: str, overrides: list[str]) -> int:
     return _parameters[config]
 
 
+def earlier_times(args: argparse.Namespace) -> dict[str, float]:
+    """The seconds per image of an earlier report."""
+    path = Path(args.output, "table.json")
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else {}
+    return {
+        name: run["seconds_per_image"]
+        for name, of_method in runs.items()
+        for run in of_method
+        if run.get("seconds_per_image")
+    }
+
+
 def time_images(args: argparse.Namespace, methods: dict[str, str]) -> dict[str, float]:
-    """Median seconds for one image with the weights of the first seed, the methods in turn."""
+    """Median seconds for one image with the weights of the first seed, the methods in turn.
+
+    A method without such weights is left out.
+    """
     predictors, images = {}, []
     for name in methods:
-        weights = Path(args.output, name, "seed0", "model_final.pth")
-        stored = Path(args.output, name, "seed0", "config.yaml")
+        folder = folder_of(args, name, seed=0)
+        weights, stored = folder / "model_final.pth", folder / "config.yaml"
+        if not weights.exists():
+            continue
         cfg = setup_cfg(config_file=str(stored), overrides=["MODEL.WEIGHTS", str(weights)])
         predictors[name] = Predictor(cfg)
         if not images:
@@ -166,6 +231,8 @@ def time_images(args: argparse.Namespace, methods: dict[str, str]) -> dict[str, 
         for name, predictor in predictors.items():
             start = time.perf_counter()
             predictor(image)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     return {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
 

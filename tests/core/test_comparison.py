@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clsloc.cli import run
-from clsloc.gauges.comparison import hardware, markdown_table, summarise
+from clsloc.engine import setup_cfg
+from clsloc.gauges import plots
+from clsloc.gauges.comparison import difference_cells, markdown, summarise, table_cells
+from clsloc.gauges.origin import hardware
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
 TINY = """
@@ -31,19 +36,49 @@ SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2, CHECKPOINT_PERIOD: 1}
 def test_mean_and_spread_by_hand():
     runs = {
         "a": [
-            {"bbox/AP": 40.0, "bbox/APl": None, "params_millions": 1.5},
-            {"bbox/AP": 42.0, "bbox/APl": math.nan, "params_millions": 1.5},
+            {"bbox/AP": 40.0, "bbox/AP55": 50.0, "bbox/APl": None, "params_millions": 1.5},
+            {"bbox/AP": 42.0, "bbox/AP55": 54.0, "bbox/APl": math.nan},
         ],
-        "b": [{"bbox/AP": 50.0}],
+        "none": [],
+        "b": [{"bbox/AP": 50.0, "bbox/AP50": 70.0}] * 2,
     }
     a, b = summarise(runs)
     assert (a["method"], a["runs"], a["mean"]["AP"]) == ("a", 2, 41.0)
     assert a["std"]["AP"] == pytest.approx(math.sqrt(2))  # sample standard deviation
-    assert a["mean"]["APl"] is None and b["std"]["AP"] is None
-    lines = markdown_table([a, b]).splitlines()
-    assert lines[0].startswith("| method | AP | AP50 | AP60 | AP70 | AP75 | AP80 | AP90 | APs |")
-    assert lines[2].startswith("| a | 41.0 ± 1.4 | - |") and "| 1.50 |" in lines[2]
-    assert lines[3].startswith("| b | 50.0 | - |")
+    assert a["mean"]["APl"] is None and a["std"]["params (M)"] is None
+    assert a["ap_by_iou"] == {"0.55": {"mean": 52.0, "std": pytest.approx(math.sqrt(8))}}
+    lines = markdown(table_cells([a, b])).splitlines()
+    titles = "| method | seeds | AP | ΔAP | AP50 | AP60 | AP70 | AP75 | AP80 | AP90 | APs |"
+    assert lines[0].startswith(titles)
+    assert lines[2].startswith("| a | 2 | 41.0 ± 1.4 | - | - |") and "| 1.50 |" in lines[2]
+    assert lines[3].startswith("| b | 2 | 50.0 ± 0.0 | - | 70.0 ± 0.0 |")  # a spread of 0 is one
+    assert "ΔAP" not in table_cells([a])[0]
+
+
+def test_differences_are_paired_by_seed():
+    def run(seed, ap, ap50):
+        return {"seed": seed, "bbox/AP": ap, "bbox/AP50": ap50}
+
+    runs = {
+        "first": [run(0, 10.0, 20.0), run(1, 30.0, None)],
+        "b": [run(1, 33.0, 50.0), run(2, 99.0, 99.0), run(0, 11.0, 19.0)],
+        "c": [run(5, 1.0, 1.0)],
+    }
+    first, b, c = summarise(runs)
+    assert first["difference"] is None and c["difference"]["seeds"] == []
+    assert b["difference"]["seeds"] == [1, 0]
+    assert b["difference"]["mean"]["AP"] == 2.0  # of 3 and 1; the means of all differ by 27.7
+    assert b["difference"]["std"]["AP"] == pytest.approx(math.sqrt(2))
+    assert b["difference"]["mean"]["AP50"] == -1.0 and b["difference"]["std"]["AP50"] is None
+    titles, *lines = difference_cells([first, b, c])
+    assert titles[:4] == ["method", "pairs", "ΔAP", "ΔAP50"]
+    assert [line[:4] for line in lines] == [["b", "2", "+2.0 ± 1.4", "-1.0"]]
+    assert [line[3] for line in table_cells([first, b, c])[1:]] == ["-", "+2.0 ± 1.4", "-"]
+
+
+def test_differences_to_a_method_without_runs_are_none():
+    (b,) = summarise({"first": [], "b": [{"seed": 0, "bbox/AP": 1.0}]})
+    assert b["difference"]["seeds"] == [] and difference_cells([b])[1:] == []
 
 
 def test_the_hardware_is_told():
@@ -66,24 +101,131 @@ def command(tiny_digits, tmp_path):
     return command
 
 
+class Addresses(HTMLParser):
+    """What a page would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.tags = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset")]
+
+
 def test_a_comparison_goes_on_where_it_was_stopped(command, tmp_path, capsys):
     assert command() == 0
-    table = (tmp_path / "out" / "table.md").read_text()
+    out = tmp_path / "out"
+    table = (out / "table.md").read_text()
     assert "| a |" in table and "| b |" in table and "1 seed(s)" in table
-    report = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert "not finished" not in table
+    report = json.loads((out / "table.json").read_text())
     assert report["rows"][0]["mean"]["s/image"] > 0
     assert report["rows"][0]["mean"]["params (M)"] > report["rows"][1]["mean"]["params (M)"]
+    assert len(report["rows"][0]["ap_by_iou"]) == 10
+    assert report["rows"][1]["difference"]["seeds"] == [0]
+    assert report["versions"]["torch"] and report["configs"]["a"].endswith("a.yaml")
 
     # One run was killed after its first checkpoint.
-    broken = tmp_path / "out" / "b" / "seed0"
+    broken = out / "b" / "seed0"
     (broken / "results.json").unlink()
     (broken / "last_checkpoint").write_text("model_0000000.pth")
     capsys.readouterr()
     assert command("--no-timing") == 0
-    out = capsys.readouterr().out
-    assert "Resuming" in out and "Training" not in out
-    again = json.loads((tmp_path / "out" / "table.json").read_text())
+    text = capsys.readouterr().out
+    assert "Resuming" in text and "Training" not in text
+    again = json.loads((out / "table.json").read_text())
     assert again["rows"][1]["mean"]["AP"] == report["rows"][1]["mean"]["AP"]
+    assert again["rows"][1]["mean"]["s/image"] == report["rows"][1]["mean"]["s/image"]
+
+
+@pytest.fixture
+def finished(tiny_digits, tmp_path):
+    """Writes what a run leaves behind."""
+
+    def finished(name, seed, ap, **metrics):
+        folder = tmp_path / "out" / name / f"seed{seed}"
+        (folder / "inference").mkdir(parents=True)
+        cfg = setup_cfg(config_file="digits/faster_rcnn_R_18_FPN.yaml")
+        (folder / "config.yaml").write_text(cfg.dump())
+        found = [{"image_id": 1, "category_id": 1, "bbox": [9, 9, 50, 50], "score": 0.9}]
+        (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(found))
+        values = {f"bbox/{metric}": value for metric, value in {"AP": ap, **metrics}.items()}
+        lines = [{"iteration": i, "total_loss": 9 / i, "bbox/AP": i} for i in (20, 40)]
+        (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+        content = {"metrics": values, "seconds_per_iteration": 0.5, "versions": {"torch": "2"}}
+        (folder / "results.json").write_text(json.dumps(content))
+        return folder
+
+    return finished
+
+
+def test_the_page_shows_it_all_and_loads_nothing(command, finished, tmp_path):
+    out = tmp_path / "out"
+    for seed in (0, 1):
+        finished("a", seed, ap=20.0 + seed, AP50=40.0, AP55=38.0)
+        finished("b", seed, ap=25.0 + seed, AP50=42.0, AP75=20.0)
+    # Timed by an earlier report.
+    runs = {name: [{"seconds_per_image": 0.1}, {}] for name in "ab"}
+    (out / "table.json").write_text(json.dumps({"runs": runs}))
+    assert command("--seeds", "2", "--no-timing", "--gallery", "2") == 0
+    for name in ("ap_by_iou", "training_curves", "ap_by_latency"):
+        assert Image.open(out / f"{name}.png").width > 500
+    text = (out / "index.html").read_text()
+    page = Addresses(text)
+    assert {"table", "img", "style"} <= page.tags and not page.tags & {"script", "link", "iframe"}
+    assert all(address.startswith("data:image/") for address in page.found)
+    assert len(page.found) == 3 + 2 * (1 + 2)  # plots; of two images the truth and two methods
+    assert "@import" not in text and "url(" not in text
+    assert "<td>a</td>" in text and "ground truth" in text and "Difference to a" in text
+    assert "<td>+5.0 ± 0.0</td>" in text and "<td>0.1000</td>" in text
+
+
+def test_a_report_of_what_is_finished_trains_nothing(command, finished, tmp_path, capsys):
+    assert command("--report-only") == 2
+    assert "is finished; leave out --report-only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    # As written before AP was told at each threshold, and without its predictions.
+    folder = finished("b", 0, ap=30.0, AP50=50.0, AP75=25.0, APl=None)
+    (folder / "inference" / "coco_instances_results.json").unlink()
+    words = ("--report-only", "--seeds", "2", "--json", str(tmp_path / "copy.json"))
+    assert command(*words) == 0
+    assert "Training" not in capsys.readouterr().out
+    assert not (tmp_path / "out" / "a").exists()
+    report = json.loads((tmp_path / "copy.json").read_text())
+    assert report == json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [row["method"] for row in report["rows"]] == ["b"]
+    assert list(report["rows"][0]["ap_by_iou"]) == ["0.50", "0.75"]
+    assert report["unfinished"] == ["a/seed0", "a/seed1", "b/seed1"]
+    assert "not finished: 3." in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "ap_by_iou.png").exists()
+    assert not (tmp_path / "out" / "ap_by_latency.png").exists()
+
+
+def test_no_gallery_where_the_data_is_not(command, finished, tmp_path, caplog):
+    folder = finished("a", 0, ap=30.0)
+    text = (folder / "config.yaml").read_text().replace("digits_val", "elsewhere_val")
+    (folder / "config.yaml").write_text(text)
+    assert command("--report-only") == 0
+    assert "No gallery" in caplog.text and "elsewhere_val" in caplog.text
+    assert "ground truth" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_without_matplotlib_a_sentence_comes_before_the_first_run(
+    command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert command() == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_draw_is_no_picture():
+    rows = summarise({"a": [{"bbox/AP": None}], "b": [{}]})
+    assert plots.ap_by_iou(rows) is None and plots.ap_by_latency(rows) is None
+    assert plots.training_curves({"a": [{}], "b": []}) is None
 
 
 def test_ctrl_c_waits_until_the_run_has_saved(command, tmp_path):
@@ -115,6 +257,7 @@ def read(path):
 
 def test_a_mistake_shows_before_the_first_run(command, tmp_path, capsys):
     assert command("--names", "one") == 2
+    assert command("--gallery", "-1") == 2
     (tmp_path / "b.yaml").write_text("NO_SUCH_KEY: 1\n")
     assert command() == 2
     assert "NO_SUCH_KEY" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""What a comparison leaves in its folder: tables, pictures and a page that shows it all."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clsloc import cli
+from clsloc.engine import setup_cfg
+from clsloc.errors import UserError
+from clsloc.files import atomic_write
+from clsloc.gauges import gallery, page, plots
+from clsloc.gauges.comparison import difference_cells, markdown, summarise, table_cells
+from clsloc.gauges.histories import read_history
+
+logger = logging.getLogger(__name__)
+
+TABLE = (
+    "Mean ± sample standard deviation over the seeds, AP in percent. ΔAP is the difference to "
+    "{first}, paired over equal seeds."
+)
+CAPTIONS = {
+    "ap_by_iou": (
+        "AP by IoU threshold",
+        "The mean over the seeds; the band is one standard deviation wide to each side. The "
+        "further to the right a line stays up, the tighter are the boxes.",
+    ),
+    "training_curves": (
+        "Training",
+        "The mean over the seeds. Losses of different methods have different terms: compare "
+        "their course, not their height.",
+    ),
+    "ap_by_latency": (
+        "AP by time for an image",
+        "The median of one image at a time, with the weights of the first seed, the methods in "
+        "turn; bars are one standard deviation of AP.",
+    ),
+}
+GALLERY = (
+    "Images of {dataset}, chosen by a fixed seed. Of each method's first seed as many predictions "
+    "are drawn as the image has objects, the best scored. Green: right class, with the IoU "
+    "({iou} or more) of box and object; red: anything else; blue: the ground truth."
+)
+
+
+def write_report(
+    output: Path,
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    origin: Mapping[str, Any],
+    *,
+    json_file: str | None = None,
+    num_images: int = 0,
+) -> str:
+    """Write table.md, table.json, the pictures and index.html.
+
+    Args:
+        output: the folder.
+        runs: the figures of the finished runs of each method, as
+            :func:`~clsloc.gauges.comparison.summarise` takes them, each with its ``folder``.
+        origin: ``hardware``, ``commit``, ``seeds``, ``versions``, ``command``, ``configs`` and
+            ``unfinished``, a list of runs.
+        json_file: another place for table.json.
+        num_images: images in the gallery.
+
+    Returns:
+        The text of table.md.
+    """
+    rows = summarise(runs)
+    cells, differences = table_cells(rows), difference_cells(rows)
+    blocks = [markdown(cells)] + [markdown(differences)] * (len(differences) > 1)
+    blocks.append(f"{TABLE.format(first=next(iter(runs)))} {_origin_sentence(origin)}\n")
+    text = "\n".join(blocks)
+    _write(output / "table.md", text)
+    for path in filter(None, (output / "table.json", json_file)):
+        cli.write_json({"rows": rows, "runs": runs, **origin}, path)
+
+    histories = {
+        name: [read_history(Path(run["folder"], "metrics.json")) for run in of_method]
+        for name, of_method in runs.items()
+    }
+    pictures = {
+        "ap_by_iou": plots.ap_by_iou(rows),
+        "training_curves": plots.training_curves(histories),
+        "ap_by_latency": plots.ap_by_latency(rows),
+    }
+    for name, png in pictures.items():
+        _write(output / f"{name}.png", png)
+    sections = [page.heading("Results", TABLE.format(first=next(iter(runs)))), page.table(cells)]
+    if len(differences) > 1:
+        sections += [page.heading(f"Difference to {next(iter(runs))}"), page.table(differences)]
+    for name, png in pictures.items():
+        if png:
+            sections += [page.heading(*CAPTIONS[name]), page.plot(png, CAPTIONS[name][0])]
+    sections += [*_gallery(runs, num_images), *_origin(origin)]
+    _write(output / "index.html", page.page(f"Comparison of {len(rows)} methods", *sections))
+    return text
+
+
+def _write(path: Path, content: str | bytes | None) -> None:
+    """None stands for no file, not even that of an earlier report."""
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _gallery(runs: Mapping[str, Sequence[Mapping[str, Any]]], count: int) -> list[str]:
+    """Nothing where the images cannot be had: the runs may have been made elsewhere."""
+    if not count:
+        return []
+    folders = {name: Path(of_method[0]["folder"]) for name, of_method in runs.items() if of_method}
+    try:
+        config = setup_cfg(config_file=str(next(iter(folders.values())) / "config.yaml"))
+        dataset = config.DATASETS.TEST[0]
+        images = gallery.draw_gallery(dataset, folders, count)
+    except (UserError, OSError) as error:
+        logger.warning("No gallery of predictions: %s", error)
+        return []
+    text = GALLERY.format(dataset=dataset, iou=gallery.RIGHT_IOU)
+    return [page.heading("Predictions", text)] * bool(images) + [
+        page.tiles(title, pictures) for title, pictures in images
+    ]
+
+
+def _origin_sentence(origin: Mapping[str, Any]) -> str:
+    versions = origin["versions"]
+    sentence = (
+        f"{origin['seeds']} seed(s); {origin['hardware']}; torch {versions['torch']}, "
+        f"Python {versions['python']}; commit {origin['commit']}."
+    )
+    if origin["unfinished"]:
+        sentence += f" Runs that are not finished: {len(origin['unfinished'])}."
+    return sentence
+
+
+def _origin(origin: Mapping[str, Any]) -> list[str]:
+    facts = {
+        "hardware": origin["hardware"],
+        "commit": str(origin["commit"]),
+        **origin["versions"],
+        "not finished": ", ".join(origin["unfinished"]) or "nothing",
+    }
+    return [
+        page.heading("How this was made"),
+        page.command(origin["command"]),
+        page.facts(facts),
+        page.heading("Configs"),
+        page.facts(origin["configs"]),
+    ]
