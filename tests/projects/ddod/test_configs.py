@@ -37,6 +37,16 @@ WHOLE_MODELS = {
     "ddod_atss_X_101_32x4d_DCN_FPN_2x": 41_990_848 + 2_405_844 + 3_868_672 + 5_001_598,
     "ddod_atss_R2_101_DCN_FPN_2x": 43_057_732 + 1_568_484 + 3_868_672 + 5_001_598,
 }
+# Res2Net as above; pyramid of 384 channels with P6 and P7, its second path, and the head.
+WHOLE_MODELS["ddodx_atss_R2_101_DCN_FPN_2x"] = (
+    43_057_732
+    + 1_568_484
+    + (512 + 1024 + 2048) * 384
+    + 5 * 384 * 384 * 9
+    + 8 * 384
+    + 4 * (384 * 384 * 9 + 384)
+    + 11_041_278
+)
 # Convolutions and norms of R-50, offsets of res4 and res5, pyramid with GN, P6 and P7, context.
 FACE = 23_454_912 + 53_120 + 6 * 41_490 + 3 * 82_962
 FACE += 3_342_336 + 8 * 512 + 5_308_928 + 552_960 + 768
@@ -87,6 +97,50 @@ def test_every_config_builds_with_its_size_and_writes_to_a_folder_of_its_name(
 
 def test_every_size_is_that_of_a_config():
     assert set(WHOLE_MODELS) <= set(NAMES)
+
+
+def test_ddod_x_is_a_reading_with_switches(make_cfg):
+    """Beside width, pyramid, Soft-NMS and augmentation it is the row above it in Table 8."""
+    cfg, plain = make_cfg("ddodx_atss_R2_101_DCN_FPN_2x"), make_cfg("ddod_atss_R2_101_DCN_FPN_2x")
+    node = cfg.MODEL.DDOD
+    assert (node.FPN.TYPE, node.CONV_DIM, cfg.MODEL.FPN.OUT_CHANNELS) == ("pafpn", 384, 384)
+    assert (node.TEST.NMS_TYPE, node.TEST.NMS_THRESH, node.TEST.SOFT_NMS_METHOD) == (
+        "soft",
+        0.6,
+        "linear",
+    )
+    assert cfg.SOLVER == plain.SOLVER
+    assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
+    assert (plain.MODEL.DDOD.FPN.TYPE, plain.MODEL.DDOD.TEST.NMS_TYPE) == ("fpn", "hard")
+    assert not plain.INPUT.CROP.ENABLED and plain.CLSLOC.INPUT.CUTOUT.PROB == 0
+
+
+def test_ddod_x_augments_its_training_images(make_cfg):
+    import numpy as np
+
+    from clsloc.data.augmentations import build_train_augmentations
+    from detectron2.data import transforms as T
+
+    np.random.seed(0)
+    augmentations = build_train_augmentations(make_cfg("ddodx_atss_R2_101_DCN_FPN_2x"))
+    sizes, cropped, holes = [], 0, 0
+    for _ in range(60):
+        image = T.AugInput(np.full((40, 60, 3), 255, np.uint8))
+        done = T.AugmentationList(augmentations)(image)
+        sizes.append(image.image.shape[:2])
+        cropped += any(isinstance(t, T.CropTransform) for t in done.transforms)
+        holes += bool((image.image == 0).any())
+    short, long = (np.array([f(size) for size in sizes]) for f in (min, max))
+    assert short.min() >= 500 and short.max() <= 1400 and long.max() <= 2100
+    assert long.min() < 900 and long.max() > 1900
+    assert 15 < cropped < 45 and 15 < holes < 45
+
+
+def test_sizes_of_ms_test(make_cfg):
+    cfg = make_cfg("ddodx_atss_R2_101_DCN_FPN_2x_tta")
+    aug = cfg.TEST.AUG
+    assert (aug.ENABLED, aug.FLIP, aug.MAX_SIZE, len(aug.MIN_SIZES)) == (True, True, 4000, 13)
+    assert (min(aug.MIN_SIZES), max(aug.MIN_SIZES)) == (400, 1800)
 
 
 def test_heads_of_other_widths(build_on_meta):

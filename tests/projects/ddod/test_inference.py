@@ -1,5 +1,7 @@
 """From outputs to detections."""
 
+import math
+
 import pytest
 import torch
 
@@ -48,6 +50,37 @@ def test_nms_is_within_a_class(nms_type, count):
     assert kept >= {(0, 10.0), (1, 9.0), (0, 5.0)}
     if nms_type == "soft":
         assert found.scores.min().item() == pytest.approx(0.72 * 0.1, abs=1e-6)
+
+
+def test_soft_nms_by_hand():
+    """The second box has IoU 0.9 with the first, the third 0.5 with it."""
+    boxes, probs = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 5]], [[0.9], [0.8], [0.6]]
+    linear = detect(boxes, probs, nms_type="soft")
+    assert linear.scores.tolist() == pytest.approx([0.9, 0.6, 0.8 * 0.1])
+    assert linear.pred_boxes.tensor[:, 3].tolist() == [10, 5, 9]
+    high = detect(boxes, probs, nms_type="soft", nms_thresh=0.4)
+    # 5/9 of the third and second overlap; the third comes second and lowers what is left again.
+    assert high.scores.tolist() == pytest.approx([0.9, 0.3, 0.08 * 4 / 9])
+    options = {"soft_nms_method": "gaussian", "soft_nms_sigma": 0.25, "soft_nms_min_score": 0.1}
+    smooth = detect(boxes, probs, nms_type="soft", **options)
+    assert smooth.scores.tolist() == pytest.approx([0.9, 0.6 * math.exp(-1)])
+
+
+def test_the_box_of_a_survivor_is_the_mean_of_those_it_suppresses():
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [40, 0, 50, 10]]
+    found = detect(boxes, [[0.9], [0.6], [0.3]], [0.5] * 3, nms_type="vote")
+    assert found.scores.tolist() == pytest.approx([0.45, 0.15])
+    assert found.pred_boxes.tensor[0].tolist() == pytest.approx([0, 0, 10, 9.2])
+    assert found.pred_boxes.tensor[1].tolist() == pytest.approx(boxes[2])
+
+
+def test_powers_of_probability_and_quality():
+    found = detect(APART, [[0.6], [0.7], [0.3]], [0.9, 0.4, 0.9], score_fusion="power")
+    expected = [0.6**0.8 * 0.9**1.2, 0.3**0.8 * 0.9**1.2, 0.7**0.8 * 0.4**1.2]
+    assert found.scores.tolist() == pytest.approx(expected)
+    options = {"score_fusion": "power", "score_powers": (1.0, 0.0)}
+    found = detect(APART, [[0.6], [0.7], [0.3]], [0.9, 0.4, 0.9], **options)
+    assert found.scores.tolist() == pytest.approx([0.7, 0.6, 0.3])
 
 
 def test_candidates_are_pairs_or_locations():

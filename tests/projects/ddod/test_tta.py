@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 MODELS = [
     ("ddod_atss_R_50_FPN_1x", {}),
     ("ddod_atss_R_50_FPN_1x", {"TEST.NMS_TYPE": "soft", "TEST.SCORE_FUSION": "sqrt"}),
+    ("ddod_atss_R_50_FPN_1x", {"TEST.NMS_TYPE": "vote", "TEST.SCORE_FUSION": "power"}),
     ("atss_centerness_R_50_FPN_1x", {}),
     ("ddod_fcos_R_50_FPN_1x", {}),
     ("ddod_retinanet_R_50_FPN_1x", {}),
@@ -94,6 +95,23 @@ def test_soft_nms_sees_all_views_at_once(detect):
     boxes, scores, _ = detect(Finder(*views, nms_type="soft"), sizes=(40, 40), flip=False)
     assert boxes == [BOX, [10, 5, 20, 13]]
     assert scores == pytest.approx([0.9, 0.1])
+
+
+def test_voting_sees_all_views_at_once(detect):
+    """The box of the first view moves by the share of the second in the scores, a quarter."""
+    views = [(BOX, 0.9, 0)], [([10, 5, 20, 13], 0.3, 0)]
+    boxes, scores, _ = detect(Finder(*views, nms_type="vote"), sizes=(40, 40), flip=False)
+    assert boxes == [pytest.approx([10, 5, 20, 14.5])]
+    assert scores == pytest.approx([0.9])
+
+
+def test_low_boxes_of_the_original_image_go(detect):
+    """Boxes of 10 and 8 pixels in a view of half the original's size."""
+    view = [(BOX, 0.9, 0), ([30, 5, 40, 13], 0.8, 0)]
+    options = {"height": 80, "width": 120, "sizes": (40,), "flip": False}
+    assert len(detect(Finder(view, min_height=16.0), **options)[0]) == 2
+    boxes, _, _ = detect(Finder(view, min_height=17.0), **options)
+    assert boxes == [[20, 10, 40, 30]]
 
 
 def test_nothing_found_and_most_detections(detect):
