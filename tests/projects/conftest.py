@@ -1,4 +1,5 @@
-"""What tests of all projects share: whole runs of the program on four small images."""
+"""What tests of all projects share: batches made by hand, and whole runs of the program on four
+small images."""
 
 import json
 import os
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor
 
 from clsloc.engine import argument_parser, main
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
 
+SIZE = (64, 96)
 SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.FPN.OUT_CHANNELS": 16,
@@ -41,6 +45,125 @@ EXHAUSTIVE = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
     "DATASETS.TEST": "()",
 }
+
+
+# The two images that small detectors learn by heart: (box, class) of each object.
+HEART = ([([12, 10, 44, 42], 0), ([50, 20, 90, 60], 2)], [([20, 8, 70, 48], 1)])
+COLORS = ((200.0, 40.0, 40.0), (40.0, 200.0, 40.0), (40.0, 40.0, 200.0))
+
+
+def make_target(objects, size=SIZE) -> Instances:
+    """Ground truth from a list of (box, class)."""
+    target = Instances(size)
+    boxes = torch.tensor([box for box, _ in objects], dtype=torch.float32).reshape(-1, 4)
+    target.gt_boxes = Boxes(boxes)
+    target.gt_classes = torch.tensor([label for _, label in objects], dtype=torch.int64)
+    return target
+
+
+@pytest.fixture(name="make_target")
+def _make_target():
+    return make_target
+
+
+@pytest.fixture
+def make_batch():
+    """A batch with one random image for each list of (box, class)."""
+
+    def make(*annotations, seed=0, size=SIZE, sizes=()):
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            {
+                "image": torch.randint(0, 255, (3, *size), generator=generator).float(),
+                "height": size[0],
+                "width": size[1],
+                "instances": make_target(objects, size),
+            }
+            for objects, size in zip(annotations, sizes or [size] * len(annotations), strict=True)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def storage():
+    with EventStorage(0) as storage:
+        yield storage
+
+
+@pytest.fixture
+def learn_by_heart(make_batch):
+    """Train a model on two images, with 20 given proposals around each object and 20 anywhere, and
+    check that it then finds the objects; returns the losses and logged figures of each step.
+
+    A dense detector takes no notice of the proposals.
+    """
+
+    def learn(model, *, steps=200, lr=0.02, min_score=0.4, min_iou=0.75):
+        batch, generator = make_batch(*HEART), torch.Generator().manual_seed(0)
+        for item in batch:
+            _paint(item)
+            item["proposals"] = _propose(item["instances"].gt_boxes.tensor, generator)
+        history = _train(model.train(), batch, steps, lr)
+        model.eval()
+        with torch.no_grad():
+            outputs = model([{k: v for k, v in x.items() if k != "instances"} for x in batch])
+        for output, objects in zip(outputs, HEART, strict=True):
+            found = output["instances"]
+            for box, label in objects:
+                same = found[(found.pred_classes == label) & (found.scores > min_score)]
+                assert len(same), (box, label)
+                gt = Boxes(torch.tensor([box], dtype=torch.float32))
+                assert pairwise_iou(gt, same.pred_boxes).max() > min_iou, (box, label)
+        return history
+
+    return learn
+
+
+def _paint(item):
+    """Fill each object with the colour of its class, on grey."""
+    item["image"] = 110 + item["image"] * 0.05
+    objects = item["instances"]
+    for (x1, y1, x2, y2), label in zip(objects.gt_boxes.tensor.int(), objects.gt_classes):
+        item["image"][:, y1:y2, x1:x2] = torch.tensor(COLORS[label])[:, None, None]
+
+
+def _propose(gt_boxes, generator):
+    sizes = (gt_boxes[:, 2:] - gt_boxes[:, :2]).repeat(1, 2)
+    noise = torch.randn(20, len(gt_boxes), 4, generator=generator) * 0.12
+    corners = torch.rand(20, 2, 2, generator=generator) * torch.tensor([96.0, 64.0])
+    anywhere = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+    boxes = Boxes(torch.cat([(gt_boxes + noise * sizes).flatten(0, 1), anywhere]))
+    boxes.clip(SIZE)
+    proposals = Instances(SIZE, proposal_boxes=boxes)
+    proposals.objectness_logits = torch.zeros(len(boxes))
+    return proposals
+
+
+def _train(model, batch, steps, lr):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    history = []
+    with EventStorage(0) as storage:
+        for _ in range(steps):
+            losses = model(batch)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            logged = {name: value for name, (value, _) in storage.latest().items()}
+            history.append(logged | {name: loss.item() for name, loss in losses.items()})
+    return history
+
+
+@pytest.fixture
+def fall():
+    """The share of a loss that is left: its mean over the last ten steps by that of the first."""
+
+    def fall(history, name):
+        first = sum(values[name] for values in history[:10])
+        return sum(values[name] for values in history[-10:]) / first
+
+    return fall
 
 
 @dataclass

@@ -8,8 +8,6 @@ from clsloc.engine import setup_cfg
 from clsloc.engine.projects import find_projects
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 find_projects()  # from here on `ddod` can be imported
 
@@ -88,36 +86,3 @@ def build_tiny(make_cfg):
         return build_model(make_cfg(config, {**TINY, **node, **(overrides or {})}))
 
     return build
-
-
-@pytest.fixture
-def make_batch():
-    """A batch with one random image for each list of (box, class)."""
-
-    def make(*annotations, seed=0, size=SIZE):
-        generator = torch.Generator().manual_seed(seed)
-        return [
-            {
-                "image": torch.randint(0, 255, (3, *size), generator=generator).float(),
-                "height": size[0],
-                "width": size[1],
-                "instances": _instances(objects, size),
-            }
-            for objects in annotations
-        ]
-
-    return make
-
-
-def _instances(objects, size):
-    instances = Instances(size)
-    boxes = torch.tensor([box for box, _ in objects], dtype=torch.float32).reshape(-1, 4)
-    instances.gt_boxes = Boxes(boxes)
-    instances.gt_classes = torch.tensor([label for _, label in objects], dtype=torch.int64)
-    return instances
-
-
-@pytest.fixture
-def storage():
-    with EventStorage(0) as storage:
-        yield storage

@@ -9,7 +9,6 @@ from clsloc.engine.projects import find_projects
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 find_projects()  # from here on `decoupled_rcnn` can be imported
 
@@ -96,39 +95,6 @@ def build_tiny(make_cfg):
 
 
 @pytest.fixture
-def make_batch():
-    """A batch with one random image for each list of (box, class)."""
-
-    def make(*annotations, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        return [
-            {
-                "image": torch.randint(0, 255, (3, *SIZE), generator=generator).float(),
-                "height": SIZE[0],
-                "width": SIZE[1],
-                "instances": make_target(objects),
-            }
-            for objects in annotations
-        ]
-
-    return make
-
-
-def make_target(objects, size=SIZE):
-    target = Instances(size)
-    boxes = torch.tensor([box for box, _ in objects], dtype=torch.float32).reshape(-1, 4)
-    target.gt_boxes = Boxes(boxes)
-    target.gt_classes = torch.tensor([label for _, label in objects], dtype=torch.int64)
-    return target
-
-
-@pytest.fixture(name="make_target")
-def _make_target():
-    """Ground truth from a list of (box, class)."""
-    return make_target
-
-
-@pytest.fixture
 def make_proposals():
     """Proposals of an image from a list of boxes."""
 
@@ -167,9 +133,3 @@ def random_features():
         }
 
     return make
-
-
-@pytest.fixture
-def storage():
-    with EventStorage(0) as storage:
-        yield storage

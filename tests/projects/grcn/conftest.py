@@ -7,7 +7,6 @@ from clsloc.engine import setup_cfg
 from clsloc.engine.projects import find_projects
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 find_projects()  # from here on `grcn` can be imported
 
@@ -88,34 +87,6 @@ def build_tiny(tiny_cfg, monkeypatch):
 
 
 @pytest.fixture
-def make_batch():
-    """A batch with one random image for each list of (box, class)."""
-
-    def make(*annotations, seed=0, sizes=()):
-        generator = torch.Generator().manual_seed(seed)
-        sizes = sizes or [SIZE] * len(annotations)
-        return [
-            {
-                "image": torch.randint(0, 255, (3, *size), generator=generator).float(),
-                "height": size[0],
-                "width": size[1],
-                "instances": _instances(objects, size),
-            }
-            for objects, size in zip(annotations, sizes, strict=True)
-        ]
-
-    return make
-
-
-def _instances(objects, size):
-    instances = Instances(size)
-    boxes = torch.tensor([box for box, _ in objects], dtype=torch.float32).reshape(-1, 4)
-    instances.gt_boxes = Boxes(boxes)
-    instances.gt_classes = torch.tensor([label for _, label in objects], dtype=torch.int64)
-    return instances
-
-
-@pytest.fixture
 def make_proposals():
     """Proposals of given boxes, one list for each image."""
 
@@ -130,9 +101,3 @@ def make_proposals():
         ]
 
     return make
-
-
-@pytest.fixture
-def storage():
-    with EventStorage(0) as storage:
-        yield storage
