@@ -30,6 +30,20 @@ def add_core_config(cfg: CfgNode) -> None:
     node.INPUT.CUTOUT.HOLES = (5, 10)
     node.INPUT.CUTOUT.SIZES = ((8, 8), (16, 16), (16, 32), (32, 16), (32, 32), (48, 48))
 
+    # Squares with a side of one of these shares of the shorter edge and an object's centre inside,
+    # resized to SIZE x SIZE in place of what INPUT says about sizes; objects whose centre is
+    # outside are dropped. (): no such crop.
+    node.INPUT.SQUARE_CROP = CfgNode()
+    node.INPUT.SQUARE_CROP.SHARES = ()
+    node.INPUT.SQUARE_CROP.SIZE = 640
+    # Colours, each in half of the images: the largest shift of values from 0 to 255, the largest
+    # differences of two factors from 1, the largest turn in degrees.
+    node.INPUT.COLOR = CfgNode()
+    node.INPUT.COLOR.BRIGHTNESS = 0.0
+    node.INPUT.COLOR.CONTRAST = 0.0
+    node.INPUT.COLOR.SATURATION = 0.0
+    node.INPUT.COLOR.HUE = 0.0
+
     node.SOLVER = CfgNode()
     # How often SOLVER.LR_SCHEDULER_NAME WarmupCosineRestartsLR falls from SOLVER.BASE_LR to
     # SOLVER.BASE_LR_END; no other schedule reads it.

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clsloc.data.color import ColorDistortion
+from clsloc.data.square_crop import RandomSquareCrop
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
@@ -13,7 +15,7 @@ __all__ = ["CutOut", "CutOutTransform", "ResizeWithinRandomLimit", "build_train_
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """What ``INPUT`` and ``CLSLOC.INPUT`` say: a crop, a change of size, a flip, holes.
+    """What ``INPUT`` and ``CLSLOC.INPUT`` say: a crop, colours, a change of size, a flip, holes.
 
     Raises:
         UserError: a value of ``CLSLOC.INPUT`` cannot be.
@@ -21,9 +23,16 @@ def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     node, crop = cfg.CLSLOC.INPUT, cfg.INPUT.CROP
     _check(node)
     augmentations = build_augmentation(cfg, is_train=True)
-    if len(node.MAX_SIZE_RANGE):
+    if len(node.SQUARE_CROP.SHARES):
+        augmentations[0] = T.Resize((node.SQUARE_CROP.SIZE, node.SQUARE_CROP.SIZE))
+    elif len(node.MAX_SIZE_RANGE):
         sizes, style = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         augmentations[0] = ResizeWithinRandomLimit(sizes, style, node.MAX_SIZE_RANGE)
+    if any(node.COLOR.values()):
+        ranges = {key.lower(): value for key, value in node.COLOR.items()}
+        augmentations.insert(0, ColorDistortion(**ranges, image_format=cfg.INPUT.FORMAT))
+    if len(node.SQUARE_CROP.SHARES):
+        augmentations.insert(0, RandomSquareCrop(node.SQUARE_CROP.SHARES))
     if crop.ENABLED:
         random_crop = T.RandomCrop(crop.TYPE, crop.SIZE)
         if node.CROP_PROB < 1:
@@ -104,6 +113,8 @@ class CutOutTransform(T.Transform):
 
 def _check(node: CfgNode) -> None:
     cutout, sizes = node.CUTOUT, np.asarray(node.CUTOUT.SIZES)
+    square, shares = node.SQUARE_CROP, np.asarray(node.SQUARE_CROP.SHARES)
+    color = node.COLOR
     rules = [
         ("CROP_PROB", node.CROP_PROB, 0 <= node.CROP_PROB <= 1, "a probability"),
         ("CUTOUT.PROB", cutout.PROB, 0 <= cutout.PROB <= 1, "a probability"),
@@ -113,6 +124,13 @@ def _check(node: CfgNode) -> None:
         ("MAX_SIZE_RANGE", node.MAX_SIZE_RANGE,
          len(node.MAX_SIZE_RANGE) == 0 or _is_range(node.MAX_SIZE_RANGE, 1),
          "empty or two rising lengths"),
+        ("SQUARE_CROP.SHARES", square.SHARES, bool(((shares > 0) & (shares <= 1)).all()),
+         "shares above 0 and at most 1"),
+        ("SQUARE_CROP.SIZE", square.SIZE, square.SIZE >= 1, "at least 1"),
+        ("COLOR.BRIGHTNESS", color.BRIGHTNESS, color.BRIGHTNESS >= 0, "at least 0"),
+        ("COLOR.CONTRAST", color.CONTRAST, 0 <= color.CONTRAST <= 1, "between 0 and 1"),
+        ("COLOR.SATURATION", color.SATURATION, 0 <= color.SATURATION <= 1, "between 0 and 1"),
+        ("COLOR.HUE", color.HUE, color.HUE >= 0, "at least 0"),
     ]  # fmt: skip
     for key, value, is_valid, words in rules:
         if not is_valid:

@@ -6,6 +6,7 @@ from torch.utils.data import Sampler
 
 from clsloc.data.augmentations import build_train_augmentations
 from clsloc.data.crowd_mapper import CrowdMapper
+from clsloc.data.square_crop import CentreMapper
 from clsloc.data.train_loader import Mapper, TrainLoader
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
@@ -22,8 +23,9 @@ def build_train_loader(cfg: CfgNode, seed: int, mapper: Mapper | None = None) ->
 
     Args:
         seed: of the order of the samples and of their augmentation.
-        mapper: if None, a :class:`~clsloc.data.crowd_mapper.CrowdMapper` with the augmentations
-            of :func:`~clsloc.data.augmentations.build_train_augmentations`.
+        mapper: if None, a :class:`~clsloc.data.crowd_mapper.CrowdMapper`, or for square crops a
+            :class:`~clsloc.data.square_crop.CentreMapper`, with the augmentations of
+            :func:`~clsloc.data.augmentations.build_train_augmentations`.
 
     Raises:
         UserError: there is no image to train on, or the sampler is unknown.
@@ -41,7 +43,8 @@ def build_train_loader(cfg: CfgNode, seed: int, mapper: Mapper | None = None) ->
 
 
 def _default_mapper(cfg: CfgNode) -> CrowdMapper:
-    return CrowdMapper(cfg, is_train=True, augmentations=build_train_augmentations(cfg))
+    kind = CentreMapper if len(cfg.CLSLOC.INPUT.SQUARE_CROP.SHARES) else CrowdMapper
+    return kind(cfg, is_train=True, augmentations=build_train_augmentations(cfg))
 
 
 def training_dicts(cfg: CfgNode) -> list[dict]:
