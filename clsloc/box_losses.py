@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from clsloc.boxes import intersection_and_union
+
 __all__ = ["BOX_LOSSES", "diou_loss", "giou_loss"]
 
 _EPS = 1e-7
@@ -26,8 +28,8 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
         (R,) float32.
     """
     boxes, targets = boxes.float(), targets.float()
-    intersection, union = _intersection_and_union(boxes, targets)
-    hull = _size(*_hull(boxes, targets)).prod(dim=-1)
+    intersection, union = intersection_and_union(boxes, targets)
+    hull = _hull_size(boxes, targets).prod(dim=-1)
     return 1 - intersection / (union + _EPS) + (hull - union) / (hull + _EPS)
 
 
@@ -37,8 +39,8 @@ def diou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     ("Distance-IoU Loss", AAAI 2020); arguments and result as for `giou_loss`.
     """
     boxes, targets = boxes.float(), targets.float()
-    intersection, union = _intersection_and_union(boxes, targets)
-    diagonal = _size(*_hull(boxes, targets)).square().sum(dim=-1)
+    intersection, union = intersection_and_union(boxes, targets)
+    diagonal = _hull_size(boxes, targets).square().sum(dim=-1)
     shift = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]) / 2
     return 1 - intersection / (union + _EPS) + shift.square().sum(dim=-1) / (diagonal + _EPS)
 
@@ -46,20 +48,8 @@ def diou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
 BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"giou": giou_loss, "diou": diou_loss}
 
 
-def _intersection_and_union(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    low = torch.maximum(boxes[:, :2], targets[:, :2])
-    high = torch.minimum(boxes[:, 2:], targets[:, 2:])
-    intersection = _size(low, high).prod(dim=-1)
-    areas = [_size(b[:, :2], b[:, 2:]).prod(dim=-1) for b in (boxes, targets)]
-    return intersection, areas[0] + areas[1] - intersection
-
-
-def _hull(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return (
-        torch.minimum(boxes[:, :2], targets[:, :2]),
-        torch.maximum(boxes[:, 2:], targets[:, 2:]),
-    )
-
-
-def _size(low: Tensor, high: Tensor) -> Tensor:
+def _hull_size(boxes: Tensor, targets: Tensor) -> Tensor:
+    """(R, 2), width and height of the smallest box around both."""
+    low = torch.minimum(boxes[:, :2], targets[:, :2])
+    high = torch.maximum(boxes[:, 2:], targets[:, 2:])
     return (high - low).clamp(min=0)

@@ -8,7 +8,7 @@ x2 - x1, without the "+1" of older code bases.
 import torch
 from torch import Tensor
 
-__all__ = ["elementwise_iou", "of_class", "scale_boxes"]
+__all__ = ["elementwise_iou", "intersection_and_union", "of_class", "scale_boxes"]
 
 
 def elementwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -25,15 +25,29 @@ def elementwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(torch.promote_types(boxes1.dtype, boxes2.dtype), torch.float32)
     boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
-    low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
-    high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    intersection = (high - low).clamp(min=0).prod(dim=-1)
-    union = _area(boxes1) + _area(boxes2) - intersection
+    intersection, union = intersection_and_union(boxes1, boxes2)
     return torch.where(intersection > 0, intersection / union, 0.0)
 
 
+def intersection_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Areas that each box and its counterpart share, and that they cover together.
+
+    Args:
+        boxes1, boxes2: (..., 4), of shapes that broadcast; may be empty. A box that is inside out
+            has no area.
+
+    Returns:
+        Two tensors (...) in square pixels.
+    """
+    low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    return intersection, _area(boxes1) + _area(boxes2) - intersection
+
+
 def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
 
 
 def of_class(values: Tensor, classes: Tensor) -> Tensor:
