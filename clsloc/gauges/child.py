@@ -36,7 +36,9 @@ class RemoteWorkload:
             text=True,
             env=environment,
         )
-        self.detectron2: str = self._ask(settings)["detectron2"]
+        first = self._ask(settings)
+        self.detectron2: str = first["detectron2"]
+        self.precision: str = first["precision"]
 
     def __enter__(self) -> "RemoteWorkload":
         return self
@@ -48,6 +50,10 @@ class RemoteWorkload:
     def measure(self, kind: str) -> float:
         """Run one step in the child; returns its seconds as measured there."""
         return self._ask(kind)["seconds"]
+
+    def measure_parts(self, kind: str) -> dict[str, float]:
+        """Run one step in the child; returns the seconds of its parts."""
+        return self._ask({"parts": kind})["seconds"]
 
     def peak_memory_mb(self) -> float:
         """The child's peak memory in MiB, above that of the process with all imports done."""
@@ -85,11 +91,13 @@ def serve() -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
-    answer(detectron2=kind_of_detectron2())
+    answer(detectron2=kind_of_detectron2(), precision=workload.precision)
     for line in sys.stdin:
         question = json.loads(line)
         if question == "memory":
             answer(mb=workload.peak_memory_mb() - base)
+        elif isinstance(question, dict):
+            answer(seconds=workload.measure_parts(question["parts"]))
         else:
             answer(seconds=workload.measure(question))
 

@@ -2,14 +2,16 @@
 
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 
 from clsloc.checkpoint import Checkpointer
 from clsloc.engine.checks import class_count_key, get_value
+from clsloc.errors import UserError
+from clsloc.gauges.parts import PartClock, Seconds, watched
 from clsloc.gauges.survivors import fixed_survivors
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
@@ -19,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 Kind = Literal["inference", "train_step"]
+PartTimer = Callable[[str], AbstractContextManager]
 
 
 class Workload:
@@ -33,6 +36,8 @@ class Workload:
         num_gt: int = 10,
         survivors: int | None = None,
         weights: str = "",
+        amp: bool = False,
+        channels_last: bool = False,
         seed: int = 0,
     ) -> None:
         """
@@ -44,6 +49,12 @@ class Workload:
             survivors: see :func:`~clsloc.gauges.survivors.fixed_survivors`; None: the scores are
                 those of the weights.
             weights: a file; random weights if empty.
+            amp: mixed precision, also if ``SOLVER.AMP.ENABLED`` says so: float16 on CUDA, bfloat16
+                on a CPU, where training does not have it.
+            channels_last: the memory format of the weights, which feature maps follow.
+
+        Raises:
+            UserError: a layer does not have this precision on this device.
         """
         cfg = cfg.clone()
         cfg.defrost()
@@ -52,25 +63,43 @@ class Workload:
         self.model = build_model(cfg)
         if weights:
             Checkpointer(self.model, complete=True).load(weights)
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(cfg, self.model)
         self.device = torch.device(cfg.MODEL.DEVICE)
         key = class_count_key(cfg)
         self.num_classes = int(get_value(cfg, key)) if key else 1
         self.inputs = synthetic_inputs(size, batch, num_gt, self.num_classes, seed)
         self.survivors = survivors
-        self.amp = cfg.SOLVER.AMP.ENABLED
+        self.amp = amp or cfg.SOLVER.AMP.ENABLED
+        on_cuda = self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and on_cuda)
         if not weights:
             with calibrated_norms(self.model):
                 self._infer()
 
     def measure(self, kind: Kind) -> float:
         """Run one step; returns its seconds."""
-        run = self._infer if kind == "inference" else self._train
+        run = self._step(kind)
         self._wait()
         start = time.perf_counter()
         run()
         self._wait()
         return time.perf_counter() - start
+
+    def measure_parts(self, kind: Kind) -> Seconds:
+        """Run one step that waits for the device at every boundary; returns the seconds of each
+        of :data:`~clsloc.gauges.parts.PARTS`, which add up to those of the step."""
+        clock = PartClock(self._wait)
+        with watched(self.model, clock), clock.part("other"):
+            self._step(kind)(clock.part)
+        return clock.seconds
+
+    @property
+    def precision(self) -> str:
+        """In which the model computes, such as "float32"; with mixed precision the lower one."""
+        dtype = torch.get_autocast_dtype(self.device.type) if self.amp else torch.float32
+        return str(dtype).removeprefix("torch.")
 
     def peak_memory_mb(self) -> float:
         """The peak since the process began (CPU: resident memory; CUDA: allocated), in MiB."""
@@ -78,26 +107,42 @@ class Workload:
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resident_peak_mb()
 
-    def _infer(self) -> list[dict[str, Any]]:
+    def _step(self, kind: Kind) -> Callable[..., Any]:
+        return self._infer if kind == "inference" else self._train
+
+    def _infer(self, _: PartTimer = nullcontext) -> list[dict[str, Any]]:
         self.model.eval()
         survivors = nullcontext()
         if self.survivors is not None:
             survivors = fixed_survivors(
                 self.model, self.num_classes, self.survivors, len(self.inputs)
             )
-        with survivors, torch.no_grad(), self._autocast():
+        with survivors, torch.no_grad(), self._mixed_precision():
             return self.model(self.inputs)
 
-    def _train(self) -> None:
+    def _train(self, part: PartTimer = nullcontext) -> None:
         self.model.train()
         self.optimizer.zero_grad()
-        with EventStorage(), self._autocast():
+        with EventStorage(), self._mixed_precision():
             loss = sum(self.model(self.inputs).values())
-        loss.backward()
-        self.optimizer.step()
+        with part("backward"):
+            self.scaler.scale(loss).backward()
+        with part("optimizer"):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, enabled=self.amp)
+    @contextmanager
+    def _mixed_precision(self) -> Iterator[None]:
+        try:
+            with torch.autocast(self.device.type, enabled=self.amp):
+                yield
+        except RuntimeError as error:
+            if not self.amp or "not implemented for" not in str(error):
+                raise
+            raise UserError(
+                f"A layer cannot compute in {self.precision} on {self.device.type} ({error}); "
+                "leave out --amp."
+            ) from error
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from clsloc.engine.setup import setup_cfg
 from clsloc.errors import UserError
 from clsloc.gauges.child import RemoteWorkload
 from clsloc.gauges.pairs import PairedTimes, median_interval, time_pairs
+from clsloc.gauges.parts import PartClock, median_parts
 from clsloc.gauges.survivors import fixed_survivors, spread
 from clsloc.gauges.workload import Workload, calibrated_norms, synthetic_inputs
 from detectron2.layers import get_norm
+from detectron2.modeling.roi_heads import fast_rcnn
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
 CONFIG = "digits/faster_rcnn_R_18_FPN.yaml"
@@ -129,10 +132,111 @@ def test_inputs_are_boxes_inside_the_image():
     assert boxes.tensor[:, 3].max() <= 60 and image["image"].shape == (3, 60, 90)
 
 
+def test_a_part_within_another_counts_for_itself(monkeypatch):
+    now = iter(range(0, 100, 10))
+    monkeypatch.setattr("clsloc.gauges.parts.time.perf_counter", lambda: next(now))
+    waits = []
+    clock = PartClock(lambda: waits.append(1))
+    with clock.part("heads"):  # 0
+        with clock.part("pooling"):  # 10 to 20
+            pass
+        with clock.part("heads"):  # 30 to 40
+            pass
+    assert clock.seconds == {"heads": 40, "pooling": 10} and len(waits) == 6
+    steps = [{"heads": 1.0, "backbone": 5.0}, {"heads": 3.0}, {"heads": 7.0, "other": 4.0}]
+    assert median_parts(steps) == {"backbone": 0.0, "heads": 3.0, "other": 0.0}
+    assert list(median_parts(steps)) == ["backbone", "heads", "other"]
+
+
+TRAINING = {"backward", "optimizer", "other"}
+
+
+@pytest.mark.parametrize(
+    "config, inference, training",
+    [
+        (CONFIG, {"proposals", "pooling", "post-processing"}, {"proposals", "pooling"}),
+        ("projects/ddod/configs/digits/ddod_atss_R_18_FPN.yaml", {"post-processing"}, {"losses"}),
+    ],
+)
+def test_the_parts_of_a_step_add_up_to_it(config, inference, training, repo):
+    path = repo / config
+    cfg = setup_cfg(config_file=str(path) if path.exists() else config, overrides=SMALL)
+    work = Workload(cfg, size=(96, 128), survivors=5)
+    before = work._infer()[0]["instances"]
+    start = time.perf_counter()
+    parts = work.measure_parts("inference")
+    whole = time.perf_counter() - start
+    assert 0.5 * whole < sum(parts.values()) <= whole
+    assert torch.equal(work._infer()[0]["instances"].scores, before.scores)
+    assert set(parts) == {"backbone", "heads", "other"} | inference
+    assert set(work.measure_parts("train_step")) == {"backbone", "heads"} | TRAINING | training
+    assert all(seconds > 0 for seconds in parts.values())
+    # Nothing of it stays.
+    assert not any(module._forward_hooks for module in work.model.modules())
+    assert "forward_inference" not in vars(work.model)
+    assert fast_rcnn.fast_rcnn_inference_single_image.__name__ != "timed"
+
+
+def test_time_goes_to_the_part_that_takes_it(monkeypatch):
+    def slowly(function, seconds):
+        return lambda *args, **kwargs: (time.sleep(seconds), function(*args, **kwargs))[1]
+
+    work = workload(survivors=5)
+    pooler = work.model.roi_heads.box_pooler
+    monkeypatch.setattr(pooler, "forward", slowly(pooler.forward, 0.4))
+    nms = "detectron2.modeling.roi_heads.fast_rcnn.batched_nms"
+    monkeypatch.setattr(nms, slowly(fast_rcnn.batched_nms, 0.2))
+    parts = work.measure_parts("inference")
+    assert parts["pooling"] > 0.4 and parts["post-processing"] > 0.2 > parts["heads"]
+
+
+def test_mixed_precision_on_a_cpu_is_bfloat16():
+    work = workload(survivors=5, amp=True)
+    found = []
+    work.model.backbone.register_forward_hook(lambda *args: found.append(args[2]["p2"].dtype))
+    assert work.precision == "bfloat16" and workload().precision == "float32"
+    assert work.measure("inference") > 0 and work.measure("train_step") > 0
+    assert found == [torch.bfloat16] * 2 and not work.scaler.is_enabled()
+
+
+def test_a_layer_without_mixed_precision_is_a_sentence(monkeypatch):
+    def fail(_):
+        raise RuntimeError("\"roi_align\" not implemented for 'BFloat16'")
+
+    work = workload(amp=True)
+    monkeypatch.setattr(work.model, "forward", fail)
+    with pytest.raises(UserError, match=r"roi_align.*leave out --amp"):
+        work.measure("inference")
+    work.amp = False
+    with pytest.raises(RuntimeError, match="roi_align"):
+        work.measure("inference")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_mixed_precision_on_cuda_is_float16_with_scaled_gradients():
+    cfg = setup_cfg(config_file=CONFIG, overrides=["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", ""])
+    work = Workload(cfg, size=(96, 128), survivors=5, amp=True)
+    assert work.precision == "float16" and work.scaler.is_enabled()
+    assert work.measure("inference") > 0 and work.measure("train_step") > 0
+    assert sum(work.measure_parts("inference").values()) > 0
+
+
+def test_channels_last_reaches_the_feature_maps_and_changes_no_detection():
+    work, last = workload(survivors=5), workload(survivors=5, channels_last=True)
+    found = []
+    last.model.backbone.register_forward_hook(lambda *args: found.append(args[2]["p2"]))
+    expected, got = (w._infer()[0]["instances"] for w in (work, last))
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    boxes = expected.pred_boxes.tensor
+    torch.testing.assert_close(got.pred_boxes.tensor, boxes, rtol=1e-4, atol=1e-3)
+    assert last.measure("train_step") > 0
+
+
 def test_a_child_process_measures_time_and_memory():
     settings = {"config_file": CONFIG, "overrides": SMALL, "size": (64, 64), "survivors": 2}
-    with RemoteWorkload(settings) as remote:
-        assert remote.measure("inference") > 0
+    with RemoteWorkload({**settings, "amp": True, "channels_last": True}) as remote:
+        assert remote.measure("inference") > 0 and remote.precision == "bfloat16"
+        assert set(remote.measure_parts("inference")) >= {"backbone", "heads", "other"}
         assert remote.peak_memory_mb() > 10
 
 
@@ -142,15 +246,21 @@ def test_a_child_that_fails_is_a_sentence(capfd):
     assert "nowhere.yaml" in capfd.readouterr().err
 
 
-def test_the_command_writes_its_figures(tmp_path):
+def test_the_command_writes_its_figures(tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("benchmark", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     file = tmp_path / "b.json"
     words = f"--config-file {CONFIG} --override-a MODEL.ROI_BOX_HEAD.FC_DIM 32 --size 64 64"
     words += f" --survivors 3 --pairs 2 --warmup 0 --device cpu --json {file}"
+    words += " --amp --channels-last --parts"
     assert run(module.main, module.parser(), words.split()) == 0
+    out = capsys.readouterr().out
+    assert "mixed precision: A bfloat16, B bfloat16" in out and "parts of train_step" in out
     report = json.loads(file.read_text())
+    assert report["parts"]["inference"]["a"]["backbone"] > 0
+    assert report["parts"]["train_step"]["b"]["backward"] > 0
+    assert report["precision"] == {"a": "bfloat16", "b": "bfloat16"}
     for kind in ("inference", "train_step"):
         assert set(report[kind]) == {"a_s", "b_s", "ratio", "ratio_interval"}
     assert report["peak_memory_mb"]["a"] > 10 and report["environment"]["torch"]
