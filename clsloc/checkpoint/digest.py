@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+__all__ = ["LoadDigest", "group_names"]
+
 Shape = tuple[int, ...]
 
 
@@ -61,7 +63,9 @@ class LoadDigest:
         """A line for what was loaded, and one for each kind of remainder."""
         lines = [f"{self.loaded} of {self.total} tensors loaded"]
         if self.missing:
-            lines.append(f"not in the file, left at their initial values: {_group(self.missing)}")
+            lines.append(
+                f"not in the file, left at their initial values: {group_names(self.missing)}"
+            )
         if self.mismatched:
             lines.append(
                 "of another shape, left at their initial values: "
@@ -71,11 +75,11 @@ class LoadDigest:
                 )
             )
         if self.unused:
-            lines.append(f"in the file, not in the model, skipped: {_group(self.unused)}")
+            lines.append(f"in the file, not in the model, skipped: {group_names(self.unused)}")
         return lines
 
 
-def _group(names: Iterable[str], depth: int = 2) -> str:
+def group_names(names: Iterable[str], depth: int = 2) -> str:
     """``["a.b.c", "a.b.d", "e"]`` -> ``"a.b (2), e"``."""
     counts = Counter(".".join(name.split(".")[:depth]) for name in names)
     return ", ".join(

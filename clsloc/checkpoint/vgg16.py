@@ -8,7 +8,7 @@ from torch import Tensor
 from clsloc.errors import UserError
 from clsloc.layers.vgg import VGG16_BLOCKS
 
-__all__ = ["convert_vgg16"]
+__all__ = ["convert_vgg16", "vgg16_names"]
 
 # torchvision's `classifier`: the layers between are ReLU and dropout, the last is not used.
 _FULLY_CONNECTED = {"classifier.0": "head.fc6", "classifier.3": "head.fc7"}
@@ -25,16 +25,14 @@ def convert_vgg16(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: if a tensor is missing, or a convolution has another shape.
     """
-    names = _convolutions() | _FULLY_CONNECTED
     converted = {}
-    for old, new in names.items():
-        for kind in ("weight", "bias"):
-            if f"{old}.{kind}" not in state:
-                raise UserError(
-                    f"There is no {old}.{kind} in the file: it needs the state dict of "
-                    "torchvision's vgg16, without batch norm."
-                )
-            converted[f"{new}.{kind}"] = state[f"{old}.{kind}"].detach().to(torch.float32)
+    for old, new in vgg16_names().items():
+        if old not in state:
+            raise UserError(
+                f"There is no {old} in the file: it needs the state dict of torchvision's vgg16, "
+                "without batch norm."
+            )
+        converted[new] = state[old].detach().to(torch.float32)
     for new, channels in zip(_convolutions().values(), _channels(), strict=True):
         if len(converted[f"{new}.weight"]) != channels:
             raise UserError(
@@ -42,6 +40,15 @@ def convert_vgg16(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "file needs the state dict of torchvision's vgg16."
             )
     return converted
+
+
+def vgg16_names() -> dict[str, str]:
+    """The tensors that are taken over: torchvision's name to ours."""
+    return {
+        f"{old}.{kind}": f"{new}.{kind}"
+        for old, new in (_convolutions() | _FULLY_CONNECTED).items()
+        for kind in ("weight", "bias")
+    }
 
 
 def _channels() -> list[int]:
