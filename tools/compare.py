@@ -23,6 +23,7 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -159,8 +160,8 @@ def report(args: argparse.Namespace, methods: dict[str, str], seconds: dict[str,
             unfinished.append(f"{name}/seed{seed}")
     for name, of_method in runs.items():
         if of_method:
-            parameters = count_parameters(methods[name], args.opts)
-            of_method[0]["params_millions"] = parameters / 1e6
+            stored = Path(of_method[0]["folder"], "config.yaml")
+            of_method[0]["params_millions"] = count_parameters(stored) / 1e6
             of_method[0]["seconds_per_image"] = seconds.get(name)
     if not any(runs.values()):
         raise UserError(f"No run in {args.output!r} is finished; leave out --report-only.")
@@ -187,15 +188,11 @@ def versions_of(runs: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
     return {package: ", ".join(sorted(set(versions))) for package, versions in found.items()}
 
 
-_parameters: dict[str, int] = {}
-
-
-def count_parameters(config: str, overrides: list[str]) -> int:
-    """All parameters of the model of a config; built once."""
-    if config not in _parameters:
-        model = Trainer.build_model(setup_cfg(config_file=config, overrides=overrides))
-        _parameters[config] = sum(parameter.numel() for parameter in model.parameters())
-    return _parameters[config]
+@cache
+def count_parameters(config: Path) -> int:
+    """All parameters of the model of a config."""
+    model = Trainer.build_model(setup_cfg(config_file=str(config)))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def earlier_times(args: argparse.Namespace) -> dict[str, float]:

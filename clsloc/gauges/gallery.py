@@ -105,8 +105,7 @@ def _draw_image(
         classes = [index_of[p["category_id"]] if index_of else p["category_id"] for p in best]
         ious = match(boxes, classes, true_boxes, true_classes)
         labels = [
-            names[index] if iou is None else f"{names[index]} {iou:.2f}"
-            for index, iou in zip(classes, ious)
+            names[index] if iou is None else f"{iou:.2f}" for index, iou in zip(classes, ious)
         ]
         colours = [WRONG if iou is None else RIGHT for iou in ious]
         pictures[method] = _draw(image, boxes, labels, colours)

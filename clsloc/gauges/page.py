@@ -26,11 +26,12 @@ tbody tr:hover td { background: #f4f6f8; }
 td wbr { display: none; }
 .plot { display: block; width: 100%; min-width: 560px; max-width: 820px; height: auto;
   margin: .6em 0; }
-.tiles { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); }
+.tiles { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
 figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { font-size: 12px; line-height: 1.3; padding: 2px 0 4px; overflow-wrap: anywhere; }
-pre { overflow-x: auto; padding: 10px; background: #f4f6f8; font-size: 12.5px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 10px; background: #f4f6f8;
+  font-size: 12.5px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; font-size: 13px; }
 dt { font-weight: 600; }
 dd { margin: 0; overflow-wrap: anywhere; }

@@ -38,8 +38,9 @@ CAPTIONS = {
 }
 GALLERY = (
     "Images of {dataset}, chosen by a fixed seed. Of each method's first seed as many predictions "
-    "are drawn as the image has objects, the best scored. Green: right class, with the IoU "
-    "({iou} or more) of box and object; red: anything else; blue: the ground truth."
+    "are drawn as the image has objects, the best scored. Green, with the IoU of box and object: "
+    "the right class and an IoU of {iou} or more. Red, with the predicted class: anything else. "
+    "Blue: the ground truth."
 )
 
 
@@ -65,35 +66,61 @@ def write_report(
     Returns:
         The text of table.md.
     """
-    rows = summarise(runs)
-    cells, differences = table_cells(rows), difference_cells(rows)
-    blocks = [markdown(cells)] + [markdown(differences)] * (len(differences) > 1)
-    blocks.append(f"{TABLE.format(first=next(iter(runs)))} {_origin_sentence(origin)}\n")
-    text = "\n".join(blocks)
-    _write(output / "table.md", text)
+    rows, first = summarise(runs), next(iter(runs))
     for path in filter(None, (output / "table.json", json_file)):
         cli.write_json({"rows": rows, "runs": runs, **origin}, path)
+    text = _tables(rows, first, origin)
+    _write(output / "table.md", text)
 
+    plotted = _plots(rows, runs)
+    for name, png in plotted.items():
+        _write(output / f"{name}.png", png)
+    title = f"Comparison of {len(rows)} methods"
+    sections = [
+        *_table_sections(rows, first),
+        *_plot_sections(plotted),
+        *_gallery(runs, num_images),
+        *_origin_sections(origin),
+    ]
+    _write(output / "index.html", page.page(title, *sections))
+    return text
+
+
+def _tables(rows: Sequence[Mapping[str, Any]], first: str, origin: Mapping[str, Any]) -> str:
+    blocks = [table_cells(rows), difference_cells(rows)]
+    tables = [markdown(cells) for cells in blocks if len(cells) > 1]
+    return "\n".join([*tables, f"{TABLE.format(first=first)} {_origin_sentence(origin)}\n"])
+
+
+def _plots(
+    rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, bytes | None]:
     histories = {
         name: [read_history(Path(run["folder"], "metrics.json")) for run in of_method]
         for name, of_method in runs.items()
     }
-    pictures = {
+    return {
         "ap_by_iou": plots.ap_by_iou(rows),
         "training_curves": plots.training_curves(histories),
         "ap_by_latency": plots.ap_by_latency(rows),
     }
-    for name, png in pictures.items():
-        _write(output / f"{name}.png", png)
-    sections = [page.heading("Results", TABLE.format(first=next(iter(runs)))), page.table(cells)]
+
+
+def _table_sections(rows: Sequence[Mapping[str, Any]], first: str) -> list[str]:
+    differences = difference_cells(rows)
+    sections = [page.heading("Results", TABLE.format(first=first)), page.table(table_cells(rows))]
     if len(differences) > 1:
-        sections += [page.heading(f"Difference to {next(iter(runs))}"), page.table(differences)]
-    for name, png in pictures.items():
-        if png:
-            sections += [page.heading(*CAPTIONS[name]), page.plot(png, CAPTIONS[name][0])]
-    sections += [*_gallery(runs, num_images), *_origin(origin)]
-    _write(output / "index.html", page.page(f"Comparison of {len(rows)} methods", *sections))
-    return text
+        sections += [page.heading(f"Difference to {first}"), page.table(differences)]
+    return sections
+
+
+def _plot_sections(plotted: Mapping[str, bytes | None]) -> list[str]:
+    return [
+        page.heading(title, text) + page.plot(png, title)
+        for name, png in plotted.items()
+        if png
+        for title, text in [CAPTIONS[name]]
+    ]
 
 
 def _write(path: Path, content: str | bytes | None) -> None:
@@ -134,7 +161,7 @@ def _origin_sentence(origin: Mapping[str, Any]) -> str:
     return sentence
 
 
-def _origin(origin: Mapping[str, Any]) -> list[str]:
+def _origin_sections(origin: Mapping[str, Any]) -> list[str]:
     facts = {
         "hardware": origin["hardware"],
         "commit": str(origin["commit"]),
