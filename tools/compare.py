@@ -100,7 +100,12 @@ def check(args: argparse.Namespace, methods: dict[str, str]) -> None:
         raise UserError(f"--gallery {args.gallery} is too few; give 0 or more.")
     check_matplotlib()
     for config in methods.values():
-        setup_cfg(config_file=config, overrides=args.opts)
+        names = setup_cfg(config_file=config, overrides=args.opts).DATASETS.TEST
+        if len(names) != 1 and not args.report_only:
+            raise UserError(
+                f"The methods are compared on one dataset, but DATASETS.TEST of {config!r} names "
+                f"{len(names)}; override it: DATASETS.TEST \"('NAME',)\"."
+            )
 
 
 def train(config: str, folder: Path, seed: int, flags: list[str], overrides: list[str]) -> bool:

@@ -258,6 +258,8 @@ def read(path):
 def test_a_mistake_shows_before_the_first_run(command, tmp_path, capsys):
     assert command("--names", "one") == 2
     assert command("--gallery", "-1") == 2
+    assert command("DATASETS.TEST", "('digits_val', 'digits_train')") == 2
+    assert "names 2" in capsys.readouterr().err
     (tmp_path / "b.yaml").write_text("NO_SUCH_KEY: 1\n")
     assert command() == 2
     assert "NO_SUCH_KEY" in capsys.readouterr().err
