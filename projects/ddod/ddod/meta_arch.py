@@ -17,6 +17,7 @@ from clsloc.assigners import (
     valid_anchors,
 )
 from clsloc.errors import UserError
+from clsloc.sample_record import is_recording, record_samples
 from ddod.checks import check_values
 from ddod.coder import PointTransform, anchor_side_in_strides
 from ddod.head import DDODHead
@@ -202,11 +203,21 @@ class DDOD(DenseDetector):
                 task.append(assignment.labels)
             matched.append(pair[1].matched + start)
             start += len(objects)
+        if is_recording():
+            self._record(anchors, *labels)
         return Targets(
             *(torch.stack(task) for task in labels),
             torch.stack(matched),
             torch.cat([objects.gt_boxes.tensor for objects in gt_instances]),
         )
+
+    def _record(self, anchors: Anchors, labels_cls: list[Tensor], labels_reg: list[Tensor]) -> None:
+        """Note the positives of each task with their levels, for who draws them."""
+        levels = torch.cat([torch.full((n,), i) for i, n in enumerate(anchors.level_sizes)])
+        for task, labels in (("classification", labels_cls), ("localisation", labels_reg)):
+            positive = [((x >= 0) & (x < self.num_classes)).nonzero().flatten() for x in labels]
+            boxes = [anchors.boxes[rows] for rows in positive]
+            record_samples(task, boxes, levels=[levels[rows.cpu()] for rows in positive])
 
     def _trained_anchors(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from clsloc.errors import UserError
 from clsloc.lazy import foreground_rows, rows_of_batch, surviving_rows, take_rows
 from clsloc.poolers import build_box_pooler
+from clsloc.sample_record import record_samples
 from clsloc.samplers import IoUUniformSampler
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -213,6 +214,7 @@ class IoUUniformROIHeads(StandardROIHeads):
         if on_uniform := plan.trained_on("uniform"):
             counts = self._most_samples(proposals, plan)
             samples = draw_samples(self.samplers[number], targets, counts)
+            record_samples(f"localisation, stage {number + 1}", samples.boxes)
             found = stage.run(self._pool(features, samples.boxes), on_uniform)
             losses |= predictor.localisation_losses(found, samples)
         return losses
