@@ -35,7 +35,7 @@ class DDODWithTTA(nn.Module):
         cfg: CfgNode,
         model: nn.Module,
         tta_mapper: Callable[[View], list[View]] | None = None,
-        batch_size: int = 3,
+        batch_size: int | None = None,
     ):
         """
         Args:
@@ -43,13 +43,14 @@ class DDODWithTTA(nn.Module):
             model: a `DDOD`, perhaps wrapped for several processes.
             tta_mapper: from an input of the model to its views; by default `DatasetMapperTTA(cfg)`.
             batch_size: most views that go through the model at once. Only views of one size do,
-                as padding would change what norms over a whole map give.
+                as padding would change what norms over a whole map give. By default 3, and 1 on
+                a CPU, where several large views are slower together.
         """
         super().__init__()
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.input_format = cfg.INPUT.FORMAT
         self.tta_mapper = DatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (1 if self.model.device.type == "cpu" else 3)
 
     def forward(self, batched_inputs: list[View]) -> list[dict[str, Instances]]:
         """

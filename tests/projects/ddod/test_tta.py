@@ -27,8 +27,9 @@ EASY = {"PRIOR_PROB": 0.2}
 class Finder(torch.nn.Module):
     """Finds in each view what a list says, and remembers the batches."""
 
-    def __init__(self, *found, **options):
+    def __init__(self, *found, device="cpu", **options):
         super().__init__()
+        self.device = torch.device(device)
         self.found, self.batches = list(found), []
         self.inference = DenseInference(Box2BoxTransform((1.0, 1.0, 1.0, 1.0)), **options)
 
@@ -80,12 +81,15 @@ def test_views_of_other_sizes_come_back_to_the_original_image(detect):
 
 
 def test_only_views_of_one_size_share_a_batch(detect):
-    finder = Finder(*[[]] * 8)
+    finder = Finder(*[[]] * 8, device="meta")
     detect(finder, sizes=(20, 40, 40, 60))
     assert finder.batches == [[(20, 30)] * 2, [SIZE] * 3, [SIZE], [(60, 90)] * 2]
     finder = Finder(*[[]] * 2)
-    detect(finder, batch_size=1)
+    detect(finder)  # on a CPU
     assert finder.batches == [[SIZE], [SIZE]]
+    finder = Finder(*[[]] * 2)
+    detect(finder, batch_size=2)
+    assert finder.batches == [[SIZE] * 2]
 
 
 def test_soft_nms_sees_all_views_at_once(detect):
