@@ -133,6 +133,24 @@ def test_several_machines_need_an_address(parse, capfd):
     assert "--dist-url" in capfd.readouterr().err
 
 
+def test_what_is_logged_is_in_tensorboard_too(parse, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    args = parse()
+    args.opts += ["DATASETS.TEST", "()"]
+    main(args)
+    lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    (last,) = (json.loads(line) for line in lines)
+    assert len(list((tmp_path / "out").glob("events.out.tfevents.*"))) == 1
+    events = EventAccumulator(str(tmp_path / "out"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"total_loss", "loss_cls", "loss_box_reg", "loss_rpn_cls", "lr"} <= tags
+    assert set(last) - {"iteration"} <= tags
+    (value,) = (event for event in events.Scalars("loss_cls") if event.step == last["iteration"])
+    assert value.value == pytest.approx(last["loss_cls"], rel=1e-5)
+
+
 def test_results_by_name(tmp_path):
     several = {"a": {"bbox": {"AP": 1.5, "APs": float("nan")}}, "b": {"voc": {"AP": 2.0}}}
     write_results(str(tmp_path / "new" / "results.json"), several, seconds=1.0)
