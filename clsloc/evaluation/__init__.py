@@ -1,6 +1,7 @@
-"""Evaluation on COCO and VOC data, through Detectron2's evaluators."""
+"""Evaluation on COCO, VOC and WIDER FACE data, through Detectron2's evaluator hooks."""
 
 from clsloc.evaluation.build import build_evaluator
 from clsloc.evaluation.coco import BoxEvaluator
+from clsloc.evaluation.wider_face import WIDERFaceEvaluator
 
-__all__ = ["BoxEvaluator", "build_evaluator"]
+__all__ = ["BoxEvaluator", "WIDERFaceEvaluator", "build_evaluator"]

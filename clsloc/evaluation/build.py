@@ -5,6 +5,7 @@ import os
 from clsloc.errors import UserError
 from clsloc.evaluation.coco import BoxEvaluator
 from clsloc.evaluation.voc import OfficialVOCEvaluator
+from clsloc.evaluation.wider_face import WIDERFaceEvaluator
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -17,9 +18,10 @@ def build_evaluator(
 
     Args:
         cfg: names the output folder; ``CLSLOC.TEST`` is read.
-        dataset_name: a registered dataset. ``coco`` data, which includes all that the core
+        dataset_name: a registered dataset. ``coco`` data, which includes most that the core
             registers, is scored by :class:`BoxEvaluator`; the official VOC sets (``pascal_voc``)
-            by the official measure as well, under the task ``voc``.
+            by the official measure as well, under the task ``voc``; WIDER FACE (``wider_face``)
+            by its own alone, under the task ``face``.
         output_folder: where the predictions are written; ``inference`` in OUTPUT_DIR if None,
             with a folder for each dataset if there are several.
 
@@ -29,13 +31,16 @@ def build_evaluator(
     if output_folder is None:
         several = len(cfg.DATASETS.TEST) > 1
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name if several else "")
-    boxes = BoxEvaluator(dataset_name, output_folder, per_class=cfg.CLSLOC.TEST.PER_CLASS)
+    per_class = cfg.CLSLOC.TEST.PER_CLASS
     match MetadataCatalog.get(dataset_name).get("evaluator_type"):
         case "coco":
-            return boxes
+            return BoxEvaluator(dataset_name, output_folder, per_class=per_class)
         case "pascal_voc":
-            official = OfficialVOCEvaluator(dataset_name, per_class=cfg.CLSLOC.TEST.PER_CLASS)
+            boxes = BoxEvaluator(dataset_name, output_folder, per_class=per_class)
+            official = OfficialVOCEvaluator(dataset_name, per_class=per_class)
             return DatasetEvaluators([boxes, official])
+        case "wider_face":
+            return WIDERFaceEvaluator(dataset_name, output_folder)
         case other:
             raise UserError(
                 f"The dataset {dataset_name!r} has evaluator_type {other!r}, for which there is no "
