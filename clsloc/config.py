@@ -10,7 +10,8 @@ def add_core_config(cfg: CfgNode) -> None:
     # Datasets to register before anything is built, each a list:
     #   [name, "coco", json_file, image_root]
     #   [name, "voc", directory, split] or [name, "voc", directory, split, [class names]]
-    # The flags --coco and --voc append to this list.
+    #   [name, "wider_face", root, split]
+    # The flags --coco, --voc and --wider-face append to this list.
     node.DATASETS = []
 
     # At inference, give the localisation path only the RoIs with a score above the threshold

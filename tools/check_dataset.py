@@ -4,6 +4,7 @@
 Give the training part first and the validation part after it; their categories are compared.
   check_dataset.py --coco train train.json images/ --coco val val.json images/
   check_dataset.py --voc train VOC2007/ train --voc val VOC2007/ val
+  check_dataset.py --wider-face train wider_face/ train
   check_dataset.py --coco train train.json images/ --fix fixed/
 
 The exit status is 0 if nothing stands in the way, 1 if there are errors, 2 if the input cannot
@@ -28,6 +29,7 @@ from clsloc.data.check import (
 )
 from clsloc.data.fix import fix_coco
 from clsloc.data.voc_as_coco import voc_as_coco
+from clsloc.data.wider_face import wider_face_as_coco
 from clsloc.engine.flags import add_dataset_flags
 from clsloc.errors import UserError
 from clsloc.files import atomic_write
@@ -76,11 +78,14 @@ def read_parts(args: argparse.Namespace) -> dict[str, Part]:
         parts[name] = read_json(file), image_root
     for name, directory, split in args.voc or ():
         parts[name] = voc_as_coco(directory, split), str(Path(directory, "JPEGImages"))
+    for name, root, split in args.wider_face or ():
+        parts[name] = wider_face_as_coco(root, split)
     if not parts:
         raise UserError(
-            "No dataset was given; use --coco NAME JSON IMAGES or --voc NAME DIR SPLIT."
+            "No dataset was given; use --coco NAME JSON IMAGES, --voc NAME DIR SPLIT or "
+            "--wider-face NAME ROOT SPLIT."
         )
-    if len(parts) < len(args.coco or ()) + len(args.voc or ()):
+    if len(parts) < sum(len(flag or ()) for flag in (args.coco, args.voc, args.wider_face)):
         raise UserError("Two parts have the same NAME; give each its own.")
     return parts
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from clsloc.data import wider_face
 from clsloc.data.voc import load_voc_folder, voc_class_names
 from clsloc.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -22,8 +23,9 @@ def register_datasets(specs: Iterable[Sequence[Any]]) -> None:
     """Register every dataset of a list such as ``cfg.CLSLOC.DATASETS``.
 
     Args:
-        specs: lists ``[name, "coco", json_file, image_root]``, ``[name, "voc", directory, split]``
-            or ``[name, "voc", directory, split, class_names]``.
+        specs: lists ``[name, "coco", json_file, image_root]``, ``[name, "voc", directory, split]``,
+            ``[name, "voc", directory, split, class_names]`` or
+            ``[name, "wider_face", root, split]``.
 
     Raises:
         UserError: a list has another form, or its name is taken by another dataset.
@@ -36,10 +38,13 @@ def register_datasets(specs: Iterable[Sequence[Any]]) -> None:
                 register_voc(name, directory, split)
             case [str() as name, "voc", str() as directory, str() as split, [*class_names]]:
                 register_voc(name, directory, split, class_names)
+            case [str() as name, "wider_face", str() as root, str() as split]:
+                register_wider_face(name, root, split)
             case _:
                 raise UserError(
                     f"The dataset {spec!r} cannot be registered; write [name, 'coco', json_file, "
-                    "image_root] or [name, 'voc', directory, split]."
+                    "image_root], [name, 'voc', directory, split] or [name, 'wider_face', root, "
+                    "split]."
                 )
 
 
@@ -102,6 +107,52 @@ def _load_voc(
     return load_voc_folder(directory, split, classes)
 
 
+def register_wider_face(name: str, root: str, split: str) -> None:
+    """Register a split of WIDER FACE; see :func:`clsloc.data.wider_face.load_wider_face`.
+
+    The validation images are scored by the benchmark's protocol, with the ground truth in
+    ``eval_tools/ground_truth`` of ``root``; the training images as COCO data are.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split not in wider_face.SPLITS:
+        raise UserError(
+            f"WIDER FACE has no split {split!r}; choose from {', '.join(wider_face.SPLITS)}."
+        )
+    truth = os.path.join(root, "eval_tools", "ground_truth") if split == "val" else None
+    register_once(
+        name,
+        functools.partial(_load_wider_face, name, root, split),
+        root=root,
+        split=split,
+        ground_truth=truth,
+        evaluator_type="coco" if split == "train" else "wider_face",
+        thing_classes=wider_face.CLASSES,
+    )
+
+
+def _load_wider_face(name: str, root: str, split: str) -> list[dict[str, Any]]:
+    _check_exists(name, str(wider_face.list_file(root, split)), os.path.isfile)
+    return wider_face.load_wider_face(root, split)
+
+
+def register_builtin_wider_face() -> None:
+    """Register ``wider_face_train``, ``wider_face_val`` and ``wider_face_test`` in the folder
+    ``$DETECTRON2_DATASETS/wider_face``.
+
+    A call after DETECTRON2_DATASETS changed moves the names to the new place.
+    """
+    datasets = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    root = os.path.join(datasets, "wider_face")
+    for split in wider_face.SPLITS:
+        name = f"wider_face_{split}"
+        if name in DatasetCatalog.list() and MetadataCatalog.get(name).root != root:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_wider_face(name, root, split)
+
+
 def register_once(name: str, load: Loader, **metadata: Any) -> None:
     """Register ``load`` under ``name`` unless that was done before with equal metadata.
 
@@ -125,5 +176,5 @@ def _check_exists(name: str, path: str, exists: Callable[[str], bool]) -> None:
     if not exists(path):
         raise UserError(
             f"The dataset {name!r} needs {path!r}, which does not exist; correct the path in "
-            "CLSLOC.DATASETS or in the flag."
+            "CLSLOC.DATASETS, in the flag or in DETECTRON2_DATASETS."
         )

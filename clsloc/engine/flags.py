@@ -1,4 +1,4 @@
-"""The flags of the training programs: Detectron2's, and two that register datasets."""
+"""The flags of the training programs: Detectron2's, and those that register datasets."""
 
 import argparse
 
@@ -6,8 +6,8 @@ from detectron2.engine import default_argument_parser
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's parser with ``--coco`` and ``--voc``, and a free port as default for
-    ``--dist-url`` so that two runs of one user never collide."""
+    """Detectron2's parser with ``--coco``, ``--voc`` and ``--wider-face``, and a free port as
+    default for ``--dist-url`` so that two runs of one user never collide."""
     parser = default_argument_parser(epilog)
     parser.set_defaults(dist_url="auto")
     add_dataset_flags(parser)
@@ -29,4 +29,12 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar=("NAME", "DIR", "SPLIT"),
         help="register a split of a folder in the layout of PASCAL VOC as NAME (repeatable)",
+    )
+    parser.add_argument(
+        "--wider-face",
+        nargs=3,
+        action="append",
+        metavar=("NAME", "ROOT", "SPLIT"),
+        help="register a split (train, val, test) of WIDER FACE in the folder ROOT as NAME "
+        "(repeatable); those in $DETECTRON2_DATASETS/wider_face are wider_face_<split>",
     )

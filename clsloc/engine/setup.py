@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from clsloc.config import add_core_config
-from clsloc.data import register_datasets, register_digits
+from clsloc.data import register_builtin_wider_face, register_datasets, register_digits
 from clsloc.engine.checks import check_registry_names
 from clsloc.engine.config_file import load_config_file, resolve_config_file
 from clsloc.engine.projects import ConfigFunction, add_project_configs
@@ -32,7 +32,7 @@ def setup_cfg(
 
     Args:
         args: what :func:`clsloc.engine.argument_parser` parsed; its ``config_file``, ``opts``,
-            ``coco`` and ``voc`` are read where present.
+            ``coco``, ``voc`` and ``wider_face`` are read where present.
         config_file: a path or a model-zoo name, used when ``args`` names none; the defaults
             alone when empty.
         overrides: ``[key, value, key, value, ...]``, merged after those of ``args``.
@@ -53,6 +53,7 @@ def setup_cfg(
     _add_dataset_flags(cfg, args)
     _fall_back_to_cpu(cfg)
     register_digits()
+    register_builtin_wider_face()
     register_datasets(cfg.CLSLOC.DATASETS)
     if args is not None:  # of a program, whose parts are all registered by now
         check_registry_names(cfg)
@@ -91,7 +92,7 @@ def _sentence(error: Exception) -> str:
 def _add_dataset_flags(cfg: CfgNode, args: argparse.Namespace | None) -> None:
     # The stored config has to name these datasets too, so that evaluation and prediction find
     # them again.
-    for layout in ("coco", "voc"):
+    for layout in ("coco", "voc", "wider_face"):
         for name, *where in getattr(args, layout, None) or ():
             cfg.CLSLOC.DATASETS.append([name, layout, *where])
 

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
 
+from clsloc.data import register_datasets
+from clsloc.data.wider_face import read_list
+from clsloc.engine import argument_parser, setup_cfg
 from clsloc.errors import UserError
-from clsloc.evaluation import WIDERFaceEvaluator
+from clsloc.evaluation import BoxEvaluator, WIDERFaceEvaluator, build_evaluator
 from clsloc.evaluation.wider_face import face_average_precision
 from clsloc.evaluation.wider_face_truth import SUBSETS, FaceTruth, load_truth
-from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
 
 pytestmark = pytest.mark.usefixtures("forget_datasets")
 
@@ -391,3 +395,186 @@ def test_images_of_the_test_set_are_written_alone(tmp_path):
     assert evaluator.evaluate() == {}
     assert (tmp_path / "out/wider_face/0--Parade/four.txt").is_file()
     MetadataCatalog.pop("faces")
+
+
+LISTED = """0--Parade/one.jpg
+3
+10 20 30 40 0 0 0 0 0 0
+50 20 3 1 2 0 0 1 2 0
+70 94 0 1 2 0 0 0 1 0
+0--Parade/two.jpg
+0
+0 0 0 0 0 0 0 0 0 0
+0--Parade/missing.jpg
+1
+5 6 7 8 0 0 0 0 0 0
+1--Handshaking/three.jpg
+1
+0 100 20 20 0 1 0 0 0 1
+"""
+
+
+@pytest.fixture
+def wider_face(tmp_path):
+    """A folder in the official layout with the images of a list, each 200x150, but one."""
+
+    def write(split="val", content=LISTED):
+        listing = "filelist" if split == "test" else "bbx_gt"
+        file = tmp_path / "wider_face" / "wider_face_split" / f"wider_face_{split}_{listing}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+        for name in ("0--Parade/one", "0--Parade/two", "1--Handshaking/three"):
+            image = tmp_path / "wider_face" / f"WIDER_{split}" / "images" / f"{name}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (200, 150)).save(image)
+        return tmp_path / "wider_face"
+
+    return write
+
+
+def test_images_and_faces_of_a_list(wider_face, caplog):
+    caplog.set_level(logging.WARNING, logger="clsloc")
+    root = str(wider_face())
+    register_datasets([["faces", "wider_face", root, "val"]])
+    one, two, three = DatasetCatalog.get("faces")
+    assert (one["image_id"], one["height"], one["width"]) == ("0--Parade/one", 150, 200)
+    assert os.path.samefile(one["file_name"], f"{root}/WIDER_val/images/0--Parade/one.jpg")
+    large, invalid = one["annotations"]
+    assert large == {
+        "bbox": [10, 20, 30, 40],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "iscrowd": 0,
+    }
+    assert (invalid["bbox"], invalid["iscrowd"]) == ([50, 20, 3, 1], 1)
+    assert two["annotations"] == []
+    assert [face["bbox"] for face in three["annotations"]] == [[0, 100, 20, 20]]
+    assert "dropped 1 faces with a side below 1 pixel" in caplog.text
+    assert "left out 1 of 4 images" in caplog.text and "missing.jpg" in caplog.text
+    assert len(caplog.records) == 2
+    assert MetadataCatalog.get("faces").thing_classes == ["face"]
+
+
+def test_an_invalid_face_is_not_trained_on(wider_face):
+    from clsloc.data.train_data import build_train_loader
+
+    root = str(wider_face("train"))
+    keys = {"DATASETS.TRAIN": "('faces',)", "SOLVER.IMS_PER_BATCH": 2, "DATALOADER.NUM_WORKERS": 0}
+    keys |= {"INPUT.RANDOM_FLIP": "none", "INPUT.MIN_SIZE_TRAIN": "(150,)"}
+    cfg = setup_cfg(overrides=[str(part) for pair in keys.items() for part in pair])
+    register_datasets([["faces", "wider_face", root, "train"]])
+    batch = next(iter(build_train_loader(cfg, seed=0)))
+    # The image without faces is left out.
+    boxes = {sample["image_id"]: sample["instances"].gt_boxes.tensor.tolist() for sample in batch}
+    assert boxes == {
+        "0--Parade/one": [[10, 20, 40, 60]],
+        "1--Handshaking/three": [[0, 100, 20, 120]],
+    }
+
+
+def test_images_of_the_test_list_have_no_annotations(wider_face):
+    root = str(wider_face("test", "0--Parade/one.jpg\n1--Handshaking/three.jpg\n"))
+    register_datasets([["faces", "wider_face", root, "test"]])
+    samples = DatasetCatalog.get("faces")
+    assert [sample["image_id"] for sample in samples] == ["0--Parade/one", "1--Handshaking/three"]
+    assert not any("annotations" in sample for sample in samples)
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("one.jpg\n1\n", r"Line 1 of .* is 'one\.jpg' where the path <event>/<image>"),
+        ("\na/one.jpg\n", r"Line 3 of .* is missing where the number of faces"),
+        ("a/one.jpg\nb/two.jpg\n", r"Line 2 of .* is 'b/two\.jpg' where the number of faces"),
+        ("a/one.jpg\n1\n1 2 3 4\n", r"Line 3 of .* is '1 2 3 4' where the 10 integers"),
+        ("a/one.jpg\n2\n1 2 3 4 0 0 0 0 0 0\n", r"Line 4 of .* is missing where the 10"),
+        ("a/one.jpg\n0\n1 2 3 4 0 0 0 0 0 0\n", r"Line 3 of .* where the path"),
+    ],
+)
+def test_a_malformed_list_gives_its_line(tmp_path, content, sentence):
+    file = tmp_path / "list.txt"
+    file.write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        read_list(file)
+
+
+def test_an_image_without_faces_may_have_a_line_of_zeros_or_not(tmp_path):
+    file = tmp_path / "list.txt"
+    zeros = "0 0 0 0 0 0 0 0 0 0 \n"
+    file.write_text(f"a/one.jpg\n0\na/two.jpg\n0\n{zeros}a/three.jpg\n1\n{zeros}")
+    assert [(image.path, image.faces) for image in read_list(file)] == [
+        ("a/one.jpg", []), ("a/two.jpg", []), ("a/three.jpg", [])
+    ]  # fmt: skip
+
+
+def test_what_is_missing_gives_a_sentence(wider_face, tmp_path):
+    root = wider_face()
+    with pytest.raises(UserError, match=r"no split 'valid'; choose from train, val, test"):
+        register_datasets([["faces", "wider_face", str(root), "valid"]])
+    register_datasets([["faces", "wider_face", str(root), "train"]])
+    with pytest.raises(UserError, match=r"'faces' needs '.*train_bbx_gt\.txt', which does not"):
+        DatasetCatalog.get("faces")
+    (root / "WIDER_val").rename(root / "elsewhere")
+    register_datasets([["others", "wider_face", str(root), "val"]])
+    with pytest.raises(UserError, match="None of the 4 images"):
+        DatasetCatalog.get("others")
+    (root / "elsewhere").rename(root / "WIDER_val")
+    (root / "WIDER_val" / "images" / "0--Parade" / "two.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"two\.jpg' cannot be read"):
+        DatasetCatalog.get("others")
+
+
+def test_the_builtin_names_follow_the_variable(wider_face, monkeypatch, tmp_path):
+    wider_face()
+    names = {"wider_face_train", "wider_face_val", "wider_face_test"}
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    setup_cfg()
+    assert names <= set(DatasetCatalog.list())
+    with pytest.raises(UserError, match="DETECTRON2_DATASETS"):
+        DatasetCatalog.get("wider_face_val")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    setup_cfg()
+    assert len(DatasetCatalog.get("wider_face_val")) == 3
+
+
+def test_the_flag_registers_a_split_and_the_stored_config_names_it(wider_face):
+    root = str(wider_face())
+    cfg = setup_cfg(argument_parser().parse_args(["--wider-face", "faces", root, "val"]))
+    assert cfg.CLSLOC.DATASETS == [["faces", "wider_face", root, "val"]]
+    assert len(DatasetCatalog.get("faces")) == 3
+
+
+def test_evaluator_of_a_split(wider_face, write_truth, tmp_path):
+    root = wider_face()
+    wider_face("train")
+    splits = [["val", "wider_face", str(root), "val"], ["train", "wider_face", str(root), "train"]]
+    register_datasets(splits)
+    cfg = setup_cfg(overrides=["OUTPUT_DIR", str(tmp_path)])
+    with pytest.raises(UserError, match=r"wider_face_val\.mat' cannot be opened"):
+        build_evaluator(cfg, "val")
+    write_truth(COUNTING, root)
+    evaluator = build_evaluator(cfg, "val")
+    assert isinstance(evaluator, WIDERFaceEvaluator)
+    samples = DatasetCatalog.get("val")
+    found = [detections((FIRST, 0.9), (SECOND, 0.8)), detections(), detections((THIRD, 0.7))]
+    evaluator.process(samples, found)
+    assert evaluator.evaluate() == {"face": {"easy": 100, "medium": 100, "hard": 100}}
+    assert (tmp_path / "inference/wider_face/1--Handshaking/three.txt").is_file()
+    assert isinstance(build_evaluator(cfg, "train"), BoxEvaluator)
+
+
+def test_check_dataset(wider_face, repo):
+    root = wider_face()
+    tool = [sys.executable, str(repo / "tools" / "check_dataset.py")]
+    done = subprocess.run(
+        [*tool, "--wider-face", "faces", root, "val", "--open-images"],
+        capture_output=True,
+        text=True,
+    )
+    assert "faces: 3 images, 4 boxes, 1 categories" in done.stdout
+    assert "1 of 4 boxes have no area" in done.stdout and "[70, 94, 0, 1]" in done.stdout
+    assert "left out 1 of 4 images" in done.stderr and done.returncode == 1
+    done = subprocess.run(
+        [*tool, "--wider-face", "faces", root, "test"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
