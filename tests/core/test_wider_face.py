@@ -1,5 +1,6 @@
 """WIDER FACE: the lists and folders, the official protocol by hand, and against a plain reading."""
 
+import json
 import logging
 import os
 import subprocess
@@ -577,4 +578,72 @@ def test_check_dataset(wider_face, repo):
     done = subprocess.run(
         [*tool, "--wider-face", "faces", root, "test"], capture_output=True, text=True
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "wider_face_test_filelist.txt' cannot be read" in done.stderr
+
+
+PROGRAM = """
+import sys
+from clsloc.engine import argument_parser, run
+
+if __name__ == "__main__":
+    sys.exit(run(argument_parser().parse_args()))
+"""
+
+TINY = """
+_BASE_: "Base-Digits-RCNN-FPN.yaml"
+MODEL:
+  FPN: {OUT_CHANNELS: 8, NORM: ""}
+  RPN: {PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 20, POST_NMS_TOPK_TEST: 10}
+  ROI_HEADS: {NUM_CLASSES: 1, SCORE_THRESH_TEST: 0.0}
+  ROI_BOX_HEAD: {FC_DIM: 16}
+  DEVICE: cpu
+DATASETS: {TRAIN: ["train"], TEST: ["val", "test"]}
+INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}
+SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 1}
+CLSLOC: {BEST: {METRIC: "val/face/hard"}}
+"""
+
+
+def test_two_processes_train_and_evaluate_and_the_images_can_be_predicted(
+    wider_face, write_truth, tmp_path, repo
+):
+    for split in ("train", "val"):
+        root = str(wider_face(split))
+    wider_face("test", "0--Parade/two.jpg\n")
+    write_truth(COUNTING, wider_face())
+    (tmp_path / "train.py").write_text(PROGRAM)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    flags = [
+        part for split in ("train", "val", "test") for part in ("--wider-face", split, root, split)
+    ]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+
+    def call(*command):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+    call("train.py", "--num-gpus", "2", "--config-file", "tiny.yaml", *flags, "OUTPUT_DIR", "out")
+    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert set(metrics) == {f"val/face/{subset}" for subset in SUBSETS}
+    assert all(0 <= value <= 100 for value in metrics.values())
+    folder = tmp_path / "out" / "inference"
+    written = sorted(file.relative_to(folder).with_suffix("") for file in folder.rglob("*.txt"))
+    assert list(map(str, written)) == [
+        "test/wider_face/0--Parade/two",
+        *(f"val/wider_face/{name}" for name in COUNTING),
+    ]
+    assert (tmp_path / "out" / "model_best.pth").is_file()
+
+    call(
+        str(repo / "tools" / "predict.py"), "--config-file", "out/config.yaml",
+        "--weights", "out/model_final.pth", "--dataset", "val", "--compare-gt",
+        "--output", "seen", "--threshold", "0"
+    )  # fmt: skip
+    assert len(list((tmp_path / "seen").rglob("*.jpg"))) == 3
