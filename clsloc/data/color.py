@@ -37,11 +37,13 @@ class ColorDistortion(T.Augmentation):
             )
         if saturation or hue:
             _cv2()
-        self.ranges = (brightness, contrast, saturation, hue)
+        self.brightness, self.contrast = brightness, contrast
+        self.saturation, self.hue = saturation, hue
         self.image_format = image_format
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        drawn = np.random.uniform(-1, 1, 4) * self.ranges * np.random.randint(0, 2, 4)
+        drawn = np.random.uniform(-1, 1, 4) * np.random.randint(0, 2, 4)
+        drawn *= (self.brightness, self.contrast, self.saturation, self.hue)
         brightness, contrast, saturation, hue = drawn + np.array([0, 1, 1, 0])
         return ColorTransform(
             brightness=brightness,

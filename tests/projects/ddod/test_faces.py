@@ -203,3 +203,37 @@ def test_memory_of_a_step_hardly_grows_with_thousands_of_faces(mode):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 400
+
+
+# Made with Detectron2 main of June 2026 and with the embedded runtime; see test_parity.py.
+GOLDEN = {
+    "loss_cls": 1.8900953531265259,
+    "loss_box_reg": 1.6480650901794434,
+    "loss_iou": 0.9314454793930054,
+    "gradient": 43.51776885986328,
+    "scores": 109.2912826538086,
+    "boxes": 77.0252456665039,
+}
+
+
+def test_a_seeded_step_and_its_detections(build_small, storage):
+    """Pyramid, context, DIoU and voting against numbers that both Detectron2 gave."""
+    model = build_small(**{"DDOD.TEST.NMS_TYPE": "vote", "DDOD.PRIOR_PROB": 0.2}).train()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator), alpha=0.02)
+    image = torch.rand(3, 128, 192, generator=generator) * 255
+    batch = [{"image": image, "instances": faces(7, 128, 60, seed=5)}]
+    losses = model(batch)
+    sum(losses.values()).backward()
+    found = {name: loss.item() for name, loss in losses.items()}
+    trained = [p.grad.norm() for p in model.parameters() if p.requires_grad]
+    found["gradient"] = torch.stack(trained).norm().item()
+    model.eval()
+    with torch.no_grad():
+        (output,) = model(batch)
+    found["scores"] = output["instances"].scores.sum().item()
+    found["boxes"] = output["instances"].pred_boxes.tensor.mean().item()
+    assert len(output["instances"]) > 20
+    assert found == pytest.approx(GOLDEN, rel=1e-4), found

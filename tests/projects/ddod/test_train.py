@@ -31,3 +31,17 @@ def test_two_processes_train_as_one(train_in_two_processes):
 
 def test_the_baseline_trains(train):
     assert math.isfinite(train(CONFIGS.format("atss_iou"), "run", **TINY).logged["total_loss"])
+
+
+def test_a_resumed_run_of_faces_equals_an_unbroken_one(train_resumed):
+    """With square crops, and a cosine that starts again at the step from which it resumes."""
+    keys = {"SQUARE_CROP.SIZE": 64, "COLOR.BRIGHTNESS": 32.0, "COLOR.CONTRAST": 0.5}
+    whole, _ = train_resumed(
+        "ddod/configs/wider_face/small_data/ddod_face_R_18_FPN.yaml",
+        **{f"CLSLOC.INPUT.{key}": value for key, value in keys.items()},
+        **{**TINY, "MODEL.DDOD.CONV_DIM": 64},
+        **{"SOLVER.WARMUP_ITERS": 0, "MODEL.RESNETS.NORM": "GN"},
+    )
+    assert whole.logged["loss_box_reg"] > 0
+    # Of four steps in two cycles the last is in the middle of the second.
+    assert whole.logged["lr"] == pytest.approx((0.01 + 0.0001) / 2)
