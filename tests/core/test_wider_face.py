@@ -1,5 +1,6 @@
 """WIDER FACE: the lists and folders, the official protocol by hand, and against a plain reading."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import scipy.io
 import torch
 from PIL import Image
 
+from clsloc.cli import run
 from clsloc.data import register_datasets
 from clsloc.data.wider_face import read_list
 from clsloc.engine import argument_parser, setup_cfg
@@ -116,6 +118,13 @@ def test_pixels_are_counted_with_the_last_one():
     assert aps(truth, {"a": rows(((0, 0, 1, 3.1), 0.9))}) == [0] * 3
     # A face of no size is one pixel.
     assert aps({"a": faces([(5, 5, 0, 0)])}, {"a": rows(((5, 5, 0, 1), 0.9))}) == [1] * 3
+
+
+def test_thresholds_are_a_thousandth_apart():
+    truth = {"a": faces([FIRST, SECOND]), "b": faces([], easy=[])}
+    for wrong, right, expected in ((0.5004, 0.5016, 1), (0.5011, 0.5019, 1 / 2 + 1 / 2 * 2 / 3)):
+        found = {"a": rows((FIRST, 1.0), (THIRD, wrong), (SECOND, right)), "b": rows((THIRD, 0.0))}
+        assert aps(truth, found) == pytest.approx([expected] * 3)
 
 
 def test_equal_scores_at_a_threshold():
@@ -400,7 +409,7 @@ def test_images_of_the_test_set_are_written_alone(tmp_path):
 
 LISTED = """0--Parade/one.jpg
 3
-10 20 30 40 0 0 0 0 0 0
+10 20 30 40 2 1 1 0 2 1
 50 20 3 1 2 0 0 1 2 0
 70 94 0 1 2 0 0 0 1 0
 0--Parade/two.jpg
@@ -564,22 +573,23 @@ def test_evaluator_of_a_split(wider_face, write_truth, tmp_path):
     assert isinstance(build_evaluator(cfg, "train"), BoxEvaluator)
 
 
-def test_check_dataset(wider_face, repo):
-    root = wider_face()
-    tool = [sys.executable, str(repo / "tools" / "check_dataset.py")]
-    done = subprocess.run(
-        [*tool, "--wider-face", "faces", root, "val", "--open-images"],
-        capture_output=True,
-        text=True,
-    )
-    assert "faces: 3 images, 4 boxes, 1 categories" in done.stdout
-    assert "1 of 4 boxes have no area" in done.stdout and "[70, 94, 0, 1]" in done.stdout
-    assert "left out 1 of 4 images" in done.stderr and done.returncode == 1
-    done = subprocess.run(
-        [*tool, "--wider-face", "faces", root, "test"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "wider_face_test_filelist.txt' cannot be read" in done.stderr
+def test_check_dataset(wider_face, repo, capsys, caplog):
+    root = str(wider_face())
+    path = repo / "tools" / "check_dataset.py"
+    spec = importlib.util.spec_from_file_location("check_dataset_of_faces", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def check(split):
+        return run(tool.main, tool.parser(), ["--wider-face", "faces", root, split])
+
+    assert check("val") == 1
+    printed = capsys.readouterr().out
+    assert "faces: 3 images, 4 boxes, 1 categories" in printed
+    assert "1 of 4 boxes have no area" in printed and "[70, 94, 0, 1]" in printed
+    assert "left out 1 of 4 images" in caplog.text
+    assert check("test") == 2
+    assert "wider_face_test_filelist.txt' cannot be read" in capsys.readouterr().err
 
 
 PROGRAM = """
