@@ -140,7 +140,8 @@ def report(
         names = [name for name, why in fit.left_out.items() if why == reason]
         print(f"Left out, as {reason}: {some_of(names)}.")
     if fit.unfilled:
-        print(f"Not in the file, and to be trained: {group_names(fit.unfilled)}.")
+        what = "counted anew" if conversion.detector else "to be trained"
+        print(f"Not in the file, and {what}: {group_names(fit.unfilled)}.")
     if unmet:
         what = "the config has other values" if args.config_file else "set"
         print(f"The weights want these ({what}):")
@@ -148,12 +149,11 @@ def report(
     for note in conversion.notes:
         print(f"Note: {note}")
     if args.json:
-        mapped = {new: fit.origins[new] for new in fit.tensors}
         cli.write_json(
             {
                 "source": conversion.source,
                 "output": args.output,
-                "mapped": mapped,
+                "mapped": fit.origins,
                 "left_out": fit.left_out,
                 "unfilled": fit.unfilled,
                 "settings": conversion.settings | conversion.architecture,

@@ -68,7 +68,8 @@ class Fit:
         tensors: by the names of the model.
         origins: the name in the model to that in the file.
         left_out: name in the file to the reason.
-        unfilled: names of the model that the file has nothing for.
+        unfilled: names of the model that the file has nothing for; of a detector these are counts
+            of training, which stand in `tensors` as the model begins with them.
     """
 
     tensors: dict[str, Tensor]
@@ -143,6 +144,8 @@ def fit_model(conversion: Conversion, model: Mapping[str, Tensor]) -> Fit:
     fit.unfilled = [key for key in model if key not in fit.tensors]
     if conversion.detector:
         _check_whole(conversion, fit)
+        # Else it could not be evaluated, which asks for every tensor.
+        fit.tensors |= {name: model[name].cpu() for name in fit.unfilled}
     return fit
 
 
