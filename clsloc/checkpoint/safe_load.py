@@ -86,14 +86,15 @@ def _open(path: str) -> io.BufferedReader:
         return open(path, "rb")
     except FileNotFoundError as error:
         raise UserError(
-            f"The weight file {path!r} does not exist; check the path in MODEL.WEIGHTS."
+            f"The weight file {path!r} does not exist; check its path."
         ) from error
     except OSError as error:
         raise UserError(f"The weight file {path!r} cannot be read: {error.strerror}.") from error
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    # PyTorch goes on with advice to load it unsafely.
+    reason = " ".join(str(error).split()).split(". In PyTorch")[0] or type(error).__name__
     if len(reason) > 200:
         reason = reason[:200] + "..."
     return UserError(
