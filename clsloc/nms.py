@@ -17,8 +17,8 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 __all__ = ["SOFT_NMS_METHODS", "soft_nms", "soft_nms_inference", "voting_nms"]
 
 SOFT_NMS_METHODS = ("linear", "gaussian")
-# Most elements of an array of survivors by boxes.
-_MAX_ELEMENTS = 1 << 22
+# Most elements of an array of survivors by boxes: small ones stay in the cache.
+_MAX_ELEMENTS = 1 << 18
 
 
 @torch.no_grad()
