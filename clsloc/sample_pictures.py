@@ -34,8 +34,8 @@ def draw_samples(
     One picture of an image: a panel with the objects, and one for each group of samples.
 
     Boxes without objects are thin and red, the others green, or yellow and violet where the two
-    tasks have samples of their own. Samples with levels, anchors, have a dot in their centre with
-    the name of the level; of them only those that stand for an object are drawn.
+    tasks have samples of their own. Samples with levels, anchors, have a dot in their centre, the
+    larger the coarser the level; of them only those that stand for an object are drawn.
 
     Args:
         image: RGB (H, W, 3) of uint8, as the model gets it.
@@ -49,19 +49,20 @@ def draw_samples(
     height, width = (round(side * scale) for side in image.shape[:2])
     plain = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     drawn = _draw_truth(plain, truth, class_names, scale)
-    panels = [("ground truth", f"{len(truth)} objects", drawn)]
+    panels = [("ground truth", f"{len(truth)} objects", {}, drawn)]
     for group in groups:
         figures = sample_figures(group, index, truth, level_names)
-        drawn = _draw_group(plain, truth, group, index, level_names, scale)
-        panels.append((group.name, _caption(figures), drawn))
+        drawn = _draw_group(plain, truth, group, index, scale)
+        panels.append((group.name, _caption(figures), figures.get("levels", {}), drawn))
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     picture = Image.new("RGB", (columns * width, rows * (height + HEADER)), "white")
     draw = ImageDraw.Draw(picture)
-    for number, (title, caption, panel) in enumerate(panels):
+    for number, (title, caption, levels, panel) in enumerate(panels):
         x, y = number % columns * width, number // columns * (height + HEADER)
         draw.text((x + 4, y + 2), title, fill="black", font=_font(13))
         draw.text((x + 4, y + 18), caption, fill="#444444", font=_font(11))
+        _draw_legend(draw, x + width, y, levels, _colour(title), level_names)
         picture.paste(panel, (x, y + HEADER))
     return picture
 
@@ -96,8 +97,6 @@ def _caption(figures: dict[str, Any]) -> str:
         text += f", {figures['negatives']} negative"
     if figures["mean_iou"] is not None:
         text += f"; mean IoU {figures['mean_iou']:.2f}"
-    if figures.get("levels"):
-        text += "; " + ", ".join(f"{n} on {name}" for name, n in figures["levels"].items())
     return text
 
 
@@ -116,12 +115,7 @@ def _draw_truth(
 
 
 def _draw_group(
-    plain: Image.Image,
-    truth: Instances,
-    group: SampleGroup,
-    index: int,
-    level_names: Sequence[str],
-    scale: float,
+    plain: Image.Image, truth: Instances, group: SampleGroup, index: int, scale: float
 ) -> Image.Image:
     panel = plain.copy()
     draw = ImageDraw.Draw(panel, "RGBA")
@@ -131,16 +125,48 @@ def _draw_group(
     if group.levels is None:
         for box in boxes[~positive]:
             draw.rectangle(_corners(box, scale), outline=NEGATIVE + "90", width=1)
-    colour = COLOURS.get(group.name.partition(",")[0], POSITIVE)
+    colour = _colour(group.name)
     for box in boxes[positive]:
         draw.rectangle(_corners(box, scale), outline=colour + "b0", width=1)
     if group.levels is not None:
-        for box, level in zip(boxes[positive], group.levels[index][positive].tolist(), strict=True):
-            x0, y0, x1, y1 = _corners(box, scale)
-            x, y = (x0 + x1) / 2, (y0 + y1) / 2
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour, outline="black")
-            _write(draw, (x + 3, y - 6), _level_name(level, level_names), colour, size=9)
+        levels = group.levels[index][positive]
+        for row in levels.argsort(descending=True).tolist():  # small dots on large ones
+            x0, y0, x1, y1 = _corners(boxes[positive][row], scale)
+            _dot(draw, (x0 + x1) / 2, (y0 + y1) / 2, int(levels[row]), colour)
     return panel
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw,
+    right: int,
+    top: int,
+    levels: dict[str, int],
+    colour: str,
+    level_names: Sequence[str],
+) -> None:
+    """Dot, name and number of anchors of each level, in the upper right corner of a panel."""
+    names = [_level_name(i, level_names) for i in range(max(len(level_names), len(levels)))]
+    for name in reversed(levels):
+        text = f"{name}: {levels[name]}"
+        right -= int(_font(11).getlength(text)) + 6
+        draw.text((right, top + 3), text, fill="#444444", font=_font(11))
+        level = names.index(name) if name in names else int(name)
+        right -= _radius(level) + 3
+        _dot(draw, right, top + 10, level, colour)
+        right -= _radius(level) + 4
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name.partition(",")[0], POSITIVE)
+
+
+def _radius(level: int) -> int:
+    return 2 + 2 * min(level, 4)
+
+
+def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, level: int, colour: str) -> None:
+    r = _radius(level)
+    draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline="black")
 
 
 def _level_name(level: int, names: Sequence[str]) -> str:

@@ -5,6 +5,9 @@ Images come as in training, resized and augmented. Beside the objects a picture 
 model's own samplers and assigners choose: anchors that the RPN trains on, proposals that the RoI
 heads sample, boxes drawn around objects; of one-stage detectors the positive anchors of
 classification and of localisation, with their levels.
+Objects are blue; samples that stand for an object green, of classification alone yellow, of
+localisation alone violet; background is thin and red. Of anchors only the positive ones are drawn,
+with dots in their centres, the larger the coarser the level.
 
   visualize_batch.py --config-file F --output DIR --num-images 8
 Proposals, and labels that depend on predictions, are those of the weights; without --weights, of
