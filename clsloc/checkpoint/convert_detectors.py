@@ -6,9 +6,9 @@ wuyuebupt/doubleheadsrcnn. What is equal there and here, and needs no change: th
 classes, of channels before rows and columns where a map is flattened, of (dx, dy, dw, dh) class by
 class; and target deviations of 0.1 and 0.2, which are regression weights of 10 and 5.
 
-With random weights, the 100 detections of an image are those of MMDetection 3.3.0, scores to 3e-7 and
-boxes to 2e-4 pixels, for Double-Head, DDOD, ATSS and RetinaNet with R-50, and for DDOD with deformable
-Res2Net-101 and ResNeXt-101. The authors' code was read, not run.
+With random weights, the 100 detections of an image are those of MMDetection 3.3.0, scores to 3e-7
+and boxes to 2e-4 pixels, for Double-Head, DDOD, ATSS and RetinaNet with R-50, and for DDOD with
+deformable Res2Net-101 and ResNeXt-101. The authors' code was read, not run.
 """
 
 import re
