@@ -85,9 +85,7 @@ def _open(path: str) -> io.BufferedReader:
     try:
         return open(path, "rb")
     except FileNotFoundError as error:
-        raise UserError(
-            f"The weight file {path!r} does not exist; check its path."
-        ) from error
+        raise UserError(f"The weight file {path!r} does not exist; check its path.") from error
     except OSError as error:
         raise UserError(f"The weight file {path!r} cannot be read: {error.strerror}.") from error
 
