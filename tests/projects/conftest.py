@@ -166,6 +166,30 @@ def fall():
     return fall
 
 
+@pytest.fixture
+def seeded_step(storage):
+    """Losses and the size of the gradient of a model with seeded noise on its parameters, by name,
+    and what it then detects."""
+
+    def step(model, batch):
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn(p.shape, generator=generator), alpha=0.02)
+        torch.manual_seed(1)
+        losses = model.train()(batch)
+        sum(losses.values()).backward()
+        figures = {name: loss.item() for name, loss in losses.items()}
+        gradients = [p.grad.norm() for p in model.parameters()]
+        figures["gradient"] = torch.stack(gradients).norm().item()
+        model.eval()
+        with torch.no_grad():
+            outputs = model([{k: v for k, v in x.items() if k != "instances"} for x in batch])
+        return figures, [output["instances"] for output in outputs]
+
+    return step
+
+
 @dataclass
 class Run:
     """A finished training: its folder, every figure's last logged value, its weights by file."""
