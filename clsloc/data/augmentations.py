@@ -83,7 +83,7 @@ class CutOut(T.Augmentation):
         return CutOutTransform(np.concatenate([corners, corners + sizes], axis=1))
 
 
-class CutOutTransform(T.Transform):
+class CutOutTransform(T.ColorTransform):
     """Blackens rectangles."""
 
     def __init__(self, holes: np.ndarray):
@@ -92,23 +92,14 @@ class CutOutTransform(T.Transform):
             holes: (C, 4) of first and last row and column, the last not included: top, left,
                 bottom, right.
         """
-        super().__init__()
+        super().__init__(self._blacken)
         self.holes = holes
 
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
+    def _blacken(self, img: np.ndarray) -> np.ndarray:
         img = img.copy()
         for top, left, bottom, right in self.holes:
             img[top:bottom, left:right] = 0
         return img
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return segmentation
-
-    def inverse(self) -> T.Transform:
-        return T.NoOpTransform()
 
 
 def _check(node: CfgNode) -> None:

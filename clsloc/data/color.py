@@ -55,7 +55,7 @@ class ColorDistortion(T.Augmentation):
         )
 
 
-class ColorTransform(T.Transform):
+class ColorTransform(T.ColorTransform):
     """The change of colours itself; the arguments are those of one draw."""
 
     def __init__(
@@ -68,13 +68,13 @@ class ColorTransform(T.Transform):
         contrast_first: bool,
         image_format: str = "RGB",
     ):
-        super().__init__()
+        super().__init__(self._change)
         self.brightness, self.contrast = brightness, contrast
         self.saturation, self.hue = saturation, hue
         self.contrast_first = contrast_first
         self.image_format = image_format
 
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
+    def _change(self, img: np.ndarray) -> np.ndarray:
         pixels = img.astype(np.float32) + self.brightness
         if self.contrast_first:
             pixels *= self.contrast
@@ -94,15 +94,6 @@ class ColorTransform(T.Transform):
         hsv[..., 0] = (hsv[..., 0] + self.hue) % 360
         hsv[..., 1] = (hsv[..., 1] * self.saturation).clip(0, 1)
         return cv2.cvtColor(hsv, from_hsv) * 255
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return segmentation
-
-    def inverse(self) -> T.Transform:
-        return T.NoOpTransform()
 
 
 def _cv2() -> ModuleType:

@@ -69,25 +69,17 @@ class SSHPyramid(FPN):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) images to maps by name, fine to coarse."""
         below = self.bottom_up(x)
-        maps: list[Tensor] = []
-        merged = None
-        for name, lateral, output in zip(
-            self.in_features[::-1], self.lateral_convs, self.output_convs, strict=True
-        ):
-            coarser, merged = merged, lateral(below[name])
-            if coarser is not None:
-                coarser = F.interpolate(
-                    coarser, scale_factor=2.0, mode="bilinear", align_corners=False
-                )
-                merged = merged + coarser
-                if self._fuse_type == "avg":
-                    merged = merged / 2
-            maps.insert(0, output(merged))
-        source = self.top_block.in_feature
-        if source in below:
-            maps += self.top_block(below[source])
-        else:
-            maps += self.top_block(maps[self._out_features.index(source)])
+        names = reversed(self.in_features)
+        merged = [lateral(below[name]) for name, lateral in zip(names, self.lateral_convs)]
+        share = 0.5 if self._fuse_type == "avg" else 1.0
+        for i in range(1, len(merged)):
+            coarser = F.interpolate(
+                merged[i - 1], scale_factor=2.0, mode="bilinear", align_corners=False
+            )
+            merged[i] = (merged[i] + coarser) * share
+        maps = [output(level) for output, level in zip(self.output_convs, merged)][::-1]
+        named = below | dict(zip(self._out_features, maps))
+        maps += self.top_block(named[self.top_block.in_feature])
         return {
             name: self.context(level) for name, level in zip(self._out_features, maps, strict=True)
         }

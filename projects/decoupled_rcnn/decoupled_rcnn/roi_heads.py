@@ -15,7 +15,7 @@ from torch import Tensor
 from clsloc.boxes import elementwise_iou
 from clsloc.lazy import rows_of_batch, surviving_rows, take_rows
 from clsloc.nms import soft_nms_inference
-from clsloc.sample_record import record_samples
+from clsloc.sample_record import is_recording, record_samples
 from decoupled_rcnn.branches import DecoupledBranches
 from decoupled_rcnn.sampling import match_positives, sample_positives, split_proposals
 from detectron2.layers import cat, cross_entropy
@@ -104,8 +104,9 @@ class DecoupledROIHeads(DecoupledBranches):
                     deltas = self._regress(stage, maps, boxes, pooled)
                 boxes = self._refine(stage, deltas, boxes, [t.image_size for t in targets])
                 gt_classes = self._label(boxes, targets, self.cls_matchers[stage + 1])
-                positive = [classes < self.num_classes for classes in gt_classes]
-                record_samples(f"classification, stage {stage + 2}", boxes, positive)
+                if is_recording():
+                    positive = [classes < self.num_classes for classes in gt_classes]
+                    record_samples(f"classification, stage {stage + 2}", boxes, positive)
         return losses
 
     def _regression_losses(
