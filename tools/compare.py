@@ -18,14 +18,17 @@ these are written anew in OUTPUT, from the runs that are finished:
 
 import argparse
 import json
-import platform
+import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from queue import SimpleQueue
+from typing import Any
 
 import torch
 
@@ -33,7 +36,6 @@ from clsloc import cli
 from clsloc.engine import setup_cfg
 from clsloc.engine.trainer import Trainer
 from clsloc.errors import UserError
-from clsloc.gauges.origin import commit, hardware
 from clsloc.gauges.plots import check_matplotlib
 from clsloc.gauges.report import write_report
 from clsloc.prediction import Predictor
@@ -51,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     add("--names", nargs="+", metavar="NAME", help="of the methods; the file names by default")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default 1)")
     add("--output", required=True, metavar="DIR", help="folder of the runs, the table and the page")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1), which share "
+        "the processor cores, and have a GPU each where there are several")  # fmt: skip
     add("--flag", action="append", default=[], metavar="WORDS", help="more flags of train_net.py, "
         "e.g. --flag '--coco train train.json images/'")  # fmt: skip
     add("--no-timing", action="store_true", help="do not measure the seconds per image; those in "
@@ -64,13 +68,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     methods = name_methods(args)
-    flags = [word for words in args.flag for word in words.split()]
     check(args, methods)
     seconds = earlier_times(args)
-    for seed in () if args.report_only else range(args.seeds):
-        for name, config in methods.items():
-            if train(config, folder_of(args, name, seed), seed, flags, args.opts):
-                report(args, methods, seconds)
+    if not args.report_only:
+        train_all(args, methods, after_each=lambda: report(args, methods, seconds))
     if not args.no_timing:
         seconds |= time_images(args, methods)
     print(report(args, methods, seconds))
@@ -96,6 +97,8 @@ def check(args: argparse.Namespace, methods: dict[str, str]) -> None:
     """A mistake in the last config should not show after hours."""
     if args.seeds < 1:
         raise UserError(f"--seeds {args.seeds} is too few; give at least 1.")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs} is too few; give at least 1.")
     if args.gallery < 0:
         raise UserError(f"--gallery {args.gallery} is too few; give 0 or more.")
     check_matplotlib()
@@ -108,33 +111,74 @@ def check(args: argparse.Namespace, methods: dict[str, str]) -> None:
             )
 
 
-def train(config: str, folder: Path, seed: int, flags: list[str], overrides: list[str]) -> bool:
-    """Train or resume one run; returns whether there was something to do."""
-    if (folder / "results.json").exists():
-        return False
+def train_all(
+    args: argparse.Namespace, methods: dict[str, str], after_each: Callable[[], object]
+) -> None:
+    """Train what is not finished, ``--jobs`` runs at a time.
+
+    After Ctrl-C or a failure no other run begins. Those that run get the Ctrl-C too and save, or,
+    after a failure of another one, come to their end.
+    """
+    slots: SimpleQueue[int] = SimpleQueue()
+    for slot in range(args.jobs):
+        slots.put(slot)
+
+    def run(name: str, seed: int) -> None:
+        slot = slots.get()
+        try:
+            train(args, methods[name], folder_of(args, name, seed), seed, share(slot, args.jobs))
+        finally:
+            slots.put(slot)
+
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        runs = [
+            pool.submit(run, name, seed)
+            for seed in range(args.seeds)
+            for name in methods
+            if not (folder_of(args, name, seed) / "results.json").exists()
+        ]
+        for finished in as_completed(runs):
+            finished.result()
+            after_each()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def share(slot: int, jobs: int) -> dict[str, str]:
+    """The environment of one of several runs at a time: its part of the cores, and its GPU.
+
+    Args:
+        slot: 0 to ``jobs`` - 1, different for runs at the same time.
+        jobs: how many there are.
+    """
+    environment = dict(os.environ)
+    if jobs > 1:
+        cores = max(1, (os.cpu_count() or 1) // jobs)
+        environment.setdefault("OMP_NUM_THREADS", str(cores))
+        if (num_gpus := torch.cuda.device_count()) > 1:
+            names = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus))))
+            environment["CUDA_VISIBLE_DEVICES"] = names.split(",")[slot % num_gpus]
+    return environment
+
+
+def train(
+    args: argparse.Namespace, config: str, folder: Path, seed: int, environment: dict[str, str]
+) -> None:
+    """Train or resume one run."""
     resume = ["--resume"] if (folder / "last_checkpoint").exists() else []
     print(f"{'Resuming' if resume else 'Training'} {folder} ...", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "clsloc.train", "--config-file", config, *flags, *resume]
-    command += [*overrides, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    command = [sys.executable, "-m", "clsloc.train", "--config-file", config]
+    command += [*(word for words in args.flag for word in words.split()), *resume, *args.opts]
+    command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     with open(folder / "console.txt", "a", encoding="utf-8") as console:
-        status = run_to_its_end(command, console)
-    if status:
+        done = subprocess.run(command, stdout=console, stderr=console, env=environment)
+    if done.returncode:
         raise UserError(
-            f"The run in {str(folder)!r} ended with status {status}; its console.txt says "
+            f"The run in {str(folder)!r} ended with status {done.returncode}; its console.txt says "
             "why. The same command goes on from there."
         )
-    return True
-
-
-def run_to_its_end(command: list[str], console: IO[str]) -> int:
-    """Run a program and return its status; Ctrl-C, which it gets too, waits until it has saved."""
-    process = subprocess.Popen(command, stdout=console, stderr=console)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
 
 
 def read_run(folder: Path, seed: int) -> dict[str, Any]:
@@ -144,7 +188,11 @@ def read_run(folder: Path, seed: int) -> dict[str, Any]:
         "seconds_per_iteration": content.get("seconds_per_iteration"),
         "seed": seed,
         "folder": str(folder),
-        "versions": content["versions"],
+        "origin": {
+            "hardware": content.get("hardware", "hardware not told"),
+            "commit": str(content.get("commit")),
+            **content["versions"],
+        },
     }
 
 
@@ -171,10 +219,8 @@ def report(args: argparse.Namespace, methods: dict[str, str], seconds: dict[str,
     if not any(runs.values()):
         raise UserError(f"No run in {args.output!r} is finished; leave out --report-only.")
     origin = {
-        "hardware": hardware(),
-        "commit": commit(),
+        "made_with": made_with(runs),
         "seeds": max(map(len, runs.values())),
-        "versions": {"python": platform.python_version()} | versions_of(runs),
         "command": shlex.join(sys.argv),
         "configs": methods,
         "unfinished": unfinished,
@@ -184,13 +230,13 @@ def report(args: argparse.Namespace, methods: dict[str, str], seconds: dict[str,
     )
 
 
-def versions_of(runs: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
-    """Those that the runs were made with, several where they differ."""
-    found: dict[str, list[str]] = {}
+def made_with(runs: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """Hardware, commit and versions of the runs, several where they differ."""
+    found: dict[str, set[str]] = {}
     for run in (run for of_method in runs.values() for run in of_method):
-        for package, version in run["versions"].items():
-            found.setdefault(package, []).append(version)
-    return {package: ", ".join(sorted(set(versions))) for package, versions in found.items()}
+        for what, value in run["origin"].items():
+            found.setdefault(what, set()).add(value)
+    return {what: ", ".join(sorted(values)) for what, values in found.items()}
 
 
 @cache

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from clsloc.files import atomic_write
+from clsloc.origin import commit, hardware
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
@@ -30,7 +31,14 @@ def write_results(path: str, results: Mapping[str, Any], *, seconds: float, **mo
         name: value if math.isfinite(value) else None
         for name, value in flatten_results_dict(results).items()
     }
-    content = {"metrics": metrics, "seconds": seconds, **more, "versions": versions()}
+    content = {
+        "metrics": metrics,
+        "seconds": seconds,
+        **more,
+        "hardware": hardware(),
+        "commit": commit(),
+        "versions": versions(),
+    }
     with atomic_write(path, "w") as file:
         json.dump(content, file, indent=2, allow_nan=False)
 

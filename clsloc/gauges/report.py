@@ -58,8 +58,8 @@ def write_report(
         output: the folder.
         runs: the figures of the finished runs of each method, as
             :func:`~clsloc.gauges.comparison.summarise` takes them, each with its ``folder``.
-        origin: ``hardware``, ``commit``, ``seeds``, ``versions``, ``command``, ``configs`` and
-            ``unfinished``, a list of runs.
+        origin: ``made_with`` (hardware, commit and versions), ``seeds``, ``command``, ``configs``
+            and ``unfinished``, a list of runs.
         json_file: another place for table.json.
         num_images: images in the gallery.
 
@@ -151,10 +151,10 @@ def _gallery(runs: Mapping[str, Sequence[Mapping[str, Any]]], count: int) -> lis
 
 
 def _origin_sentence(origin: Mapping[str, Any]) -> str:
-    versions = origin["versions"]
+    made = origin["made_with"]
     sentence = (
-        f"{origin['seeds']} seed(s); {origin['hardware']}; torch {versions['torch']}, "
-        f"Python {versions['python']}; commit {origin['commit']}."
+        f"{origin['seeds']} seed(s); {made['hardware']}; torch {made['torch']}, "
+        f"Python {made['python']}; commit {made['commit']}."
     )
     if origin["unfinished"]:
         sentence += f" Runs that are not finished: {len(origin['unfinished'])}."
@@ -163,9 +163,7 @@ def _origin_sentence(origin: Mapping[str, Any]) -> str:
 
 def _origin_sections(origin: Mapping[str, Any]) -> list[str]:
     facts = {
-        "hardware": origin["hardware"],
-        "commit": str(origin["commit"]),
-        **origin["versions"],
+        **origin["made_with"],
         "not finished": ", ".join(origin["unfinished"]) or "nothing",
     }
     return [

@@ -18,7 +18,7 @@ from clsloc.cli import run
 from clsloc.engine import setup_cfg
 from clsloc.gauges import plots
 from clsloc.gauges.comparison import difference_cells, markdown, summarise, table_cells
-from clsloc.gauges.origin import hardware
+from clsloc.origin import hardware
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
 TINY = """
@@ -81,22 +81,23 @@ def test_differences_to_a_method_without_runs_are_none():
     assert b["difference"]["seeds"] == [] and difference_cells([b])[1:] == []
 
 
-def test_the_hardware_is_told():
-    assert "cores" in hardware()
-
-
 @pytest.fixture
-def command(tiny_digits, tmp_path):
+def tool():
     spec = importlib.util.spec_from_file_location("compare", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def command(tool, tiny_digits, tmp_path):
     (tmp_path / "a.yaml").write_text(TINY)
     (tmp_path / "b.yaml").write_text(TINY.replace("FC_DIM: 16", "FC_DIM: 8"))
     common = ["--output", str(tmp_path / "out"), "--configs"]
     common += [str(tmp_path / name) for name in ("a.yaml", "b.yaml")]
 
     def command(*words):
-        return run(module.main, module.parser(), [*common, *words])
+        return run(tool.main, tool.parser(), [*common, *words])
 
     return command
 
@@ -125,7 +126,8 @@ def test_a_comparison_goes_on_where_it_was_stopped(command, tmp_path, capsys):
     assert report["rows"][0]["mean"]["params (M)"] > report["rows"][1]["mean"]["params (M)"]
     assert len(report["rows"][0]["ap_by_iou"]) == 10
     assert report["rows"][1]["difference"]["seeds"] == [0]
-    assert report["versions"]["torch"] and report["configs"]["a"].endswith("a.yaml")
+    assert report["made_with"]["torch"] and report["configs"]["a"].endswith("a.yaml")
+    assert report["made_with"]["hardware"] == hardware()
 
     # One run was killed after its first checkpoint.
     broken = out / "b" / "seed0"
@@ -154,7 +156,11 @@ def finished(tiny_digits, tmp_path):
         values = {f"bbox/{metric}": value for metric, value in {"AP": ap, **metrics}.items()}
         lines = [{"iteration": i, "total_loss": 9 / i, "bbox/AP": i} for i in (20, 40)]
         (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-        content = {"metrics": values, "seconds_per_iteration": 0.5, "versions": {"torch": "2"}}
+        content = {
+            "metrics": values,
+            "seconds_per_iteration": 0.5,
+            "versions": {"python": "3", "torch": "2"},
+        }
         (folder / "results.json").write_text(json.dumps(content))
         return folder
 
@@ -258,6 +264,7 @@ def read(path):
 def test_a_mistake_shows_before_the_first_run(command, tmp_path, capsys):
     assert command("--names", "one") == 2
     assert command("--gallery", "-1") == 2
+    assert command("--jobs", "0") == 2
     assert command("DATASETS.TEST", "('digits_val', 'digits_train')") == 2
     assert "names 2" in capsys.readouterr().err
     (tmp_path / "b.yaml").write_text("NO_SUCH_KEY: 1\n")
@@ -269,3 +276,34 @@ def test_a_mistake_shows_before_the_first_run(command, tmp_path, capsys):
 def test_a_failing_run_is_a_sentence(command, capsys):
     assert command("DATASETS.TRAIN", "('nowhere',)") == 2
     assert "console.txt" in capsys.readouterr().err
+
+
+def test_of_two_runs_at_a_time_one_fails_and_the_other_ends(command, tmp_path, capsys):
+    text = (tmp_path / "b.yaml").read_text()
+    (tmp_path / "b.yaml").write_text(f"{text}\nDATASETS: {{TRAIN: [nowhere]}}\n")
+    assert command("--jobs", "2", "--seeds", "2", "--no-timing") == 2
+    assert "out/b/seed0" in capsys.readouterr().err
+    ended = {
+        path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("results.json")
+    }
+    assert ended and ended <= {"out/a/seed0", "out/a/seed1"}
+
+    (tmp_path / "b.yaml").write_text(text)
+    assert command("--jobs", "2", "--seeds", "2", "--no-timing") == 0
+    report = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [row["runs"] for row in report["rows"]] == [2, 2] and not report["unfinished"]
+
+
+def test_runs_at_a_time_share_cores_and_gpus(tool, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert tool.share(0, jobs=1) == dict(os.environ)
+    monkeypatch.setattr(tool.torch.cuda, "device_count", lambda: 0)
+    assert tool.share(2, jobs=3) == {**os.environ, "OMP_NUM_THREADS": "2"}
+    assert tool.share(2, jobs=99)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setattr(tool.torch.cuda, "device_count", lambda: 2)
+    assert [tool.share(i, jobs=3)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert tool.share(1, jobs=2) == {**os.environ, "CUDA_VISIBLE_DEVICES": "7"}

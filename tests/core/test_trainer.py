@@ -42,6 +42,7 @@ def test_train_then_evaluate_then_resume(parse, tmp_path):
     assert set(stored["metrics"]) == {f"bbox/{metric}" for metric in REPORTED}
     assert stored["seconds"] > 0 and stored["iterations"] == 2
     assert stored["versions"]["torch"] == torch.__version__
+    assert "cores" in stored["hardware"] and "commit" in stored
     assert (tmp_path / "out" / "model_final.pth").is_file()
     assert "Made" not in (tmp_path / "out" / "log.txt").read_text()  # the digits were there
 

@@ -25,14 +25,16 @@ def _cpu_name() -> str:
 
 def commit() -> str | None:
     """The commit of the source tree, with ``+`` if files were changed since; None elsewhere."""
-    folder = Path(__file__).resolve().parent
+    file = Path(__file__).resolve()
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True)
         return done.stdout.strip()
 
     try:
+        if not git("ls-files", file.name):  # installed, maybe inside of somebody's repository
+            return None
         revision = git("rev-parse", "--short", "HEAD")
-        return revision + "+" * bool(git("status", "--porcelain", "-uno")) if revision else None
+        return revision + "+" * bool(git("status", "--porcelain", "-uno"))
     except OSError:
         return None
