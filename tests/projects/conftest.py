@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clsloc.engine import argument_parser, main
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
@@ -85,6 +86,68 @@ def make_batch():
     return make
 
 
+def without_targets(batch):
+    return [{k: v for k, v in item.items() if k != "instances"} for item in batch]
+
+
+def detect(model, batch):
+    model.eval()
+    with torch.no_grad():
+        return [output["instances"] for output in model(without_targets(batch))]
+
+
+def assert_equal_detections(found, expected, tolerance=1e-4):
+    for a, b in zip(found, expected, strict=True):
+        assert len(a) == len(b)
+        assert torch.equal(a.pred_classes, b.pred_classes)
+        torch.testing.assert_close(a.scores, b.scores, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(
+            a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.fixture(name="without_targets")
+def _without_targets():
+    return without_targets
+
+
+@pytest.fixture(name="detect")
+def _detect():
+    return detect
+
+
+@pytest.fixture(name="assert_equal_detections")
+def _assert_equal_detections():
+    return assert_equal_detections
+
+
+@pytest.fixture
+def check_views(make_batch):
+    """Check that an R-CNN works with views of several sizes, and that a single view gives what it
+    gives without views.
+
+    `make_cfg` makes the config of the model with overrides; Detectron2's views keep no score below
+    `least`.
+    """
+
+    def check(model, make_cfg, least=0.0):
+        def detect_with_views(**keys):
+            keys = {f"TEST.AUG.{key}": value for key, value in keys.items()}
+            views = GeneralizedRCNNWithTTA(make_cfg(overrides=keys), model)
+            return detect(views, batch)[0]
+
+        batch, model = make_batch([]), model.eval()
+        found = detect_with_views(MIN_SIZES=(64, 80))
+        assert 0 < len(found) <= 100 and found.image_size == SIZE
+
+        one_view = detect_with_views(MIN_SIZES=(64,), FLIP=False)
+        one_view = one_view[one_view.pred_boxes.nonempty()]  # Detectron2 keeps those clipped away
+        (found,) = detect(model, batch)
+        assert_equal_detections([one_view], [found[found.scores > least]])
+
+    return check
+
+
 @pytest.fixture
 def storage():
     with EventStorage(0) as storage:
@@ -105,11 +168,7 @@ def learn_by_heart(make_batch):
             _paint(item)
             item["proposals"] = _propose(item["instances"].gt_boxes.tensor, generator)
         history = _train(model.train(), batch, steps, lr)
-        model.eval()
-        with torch.no_grad():
-            outputs = model([{k: v for k, v in x.items() if k != "instances"} for x in batch])
-        for output, objects in zip(outputs, HEART, strict=True):
-            found = output["instances"]
+        for found, objects in zip(detect(model, batch), HEART, strict=True):
             for box, label in objects:
                 same = found[(found.pred_classes == label) & (found.scores > min_score)]
                 assert len(same), (box, label)
@@ -182,10 +241,7 @@ def seeded_step(storage):
         figures = {name: loss.item() for name, loss in losses.items()}
         gradients = [p.grad.norm() for p in model.parameters()]
         figures["gradient"] = torch.stack(gradients).norm().item()
-        model.eval()
-        with torch.no_grad():
-            outputs = model([{k: v for k, v in x.items() if k != "instances"} for x in batch])
-        return figures, [output["instances"] for output in outputs]
+        return figures, detect(model, batch)
 
     return step
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from clsloc.errors import UserError
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes
 
@@ -52,26 +51,6 @@ def randomize_predictors(model, std=0.5):
     for p in (*heads.cls_predictors.parameters(), *heads.reg_predictors.parameters()):
         torch.nn.init.normal_(p, std=std)
     return model
-
-
-def without_targets(batch):
-    return [{k: v for k, v in item.items() if k != "instances"} for item in batch]
-
-
-def detect(model, batch):
-    model.eval()
-    with torch.no_grad():
-        return [output["instances"] for output in model(without_targets(batch))]
-
-
-def assert_equal_detections(found, expected, tolerance=1e-4):
-    for a, b in zip(found, expected, strict=True):
-        assert len(a) == len(b)
-        assert torch.equal(a.pred_classes, b.pred_classes)
-        torch.testing.assert_close(a.scores, b.scores, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(
-            a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=tolerance, atol=tolerance
-        )
 
 
 def count_rows(modules):
@@ -212,7 +191,7 @@ def test_no_proposal_in_one_of_two_images(
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 4, 80])
-def test_any_number_of_classes(num_classes, build_tiny, make_batch, storage):
+def test_any_number_of_classes(num_classes, build_tiny, make_batch, storage, detect):
     model = build_tiny({"MODEL.ROI_HEADS.NUM_CLASSES": num_classes}).train()
     objects = [(box, label % num_classes) for box, label in TWO_OBJECTS]
     sum(model(make_batch(objects)).values()).backward()
@@ -244,7 +223,7 @@ def test_precomputed_proposals_serve_both_tasks(build_tiny, make_batch, random_p
 
 @pytest.mark.parametrize("variant", ["one_stage", "three_stages", "four_stages", "conv_cascade"])
 def test_without_regression_boxes_are_the_proposals(
-    variant, build_tiny, random_proposals, random_features
+    variant, build_tiny, random_proposals, random_features, assert_equal_detections
 ):
     heads = build_tiny(**VARIANTS[variant]).roi_heads.eval()
     torch.nn.init.normal_(heads.cls_predictors[0].weight, std=0.3)
@@ -297,7 +276,9 @@ def test_a_class_goes_on_with_its_own_box(build_tiny, random_proposals, random_f
         "cascade_cls",
     ],
 )
-def test_lazy_localisation_does_not_change_the_detections(variant, build_tiny, make_batch):
+def test_lazy_localisation_does_not_change_the_detections(
+    variant, build_tiny, make_batch, detect, assert_equal_detections
+):
     model = randomize_predictors(build_tiny(**VARIANTS[variant]), std=0.02)
     heads, batch = model.roi_heads, make_batch([], [])
     best, select = [], heads._select
@@ -322,12 +303,12 @@ def test_lazy_localisation_does_not_change_the_detections(variant, build_tiny, m
     assert sum(map(len, full)) > 0
 
 
-def test_nothing_survives(build_tiny, make_batch):
+def test_nothing_survives(build_tiny, make_batch, detect):
     model = build_tiny({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 1.0})
     assert [len(found) for found in detect(model, make_batch([], []))] == [0, 0]
 
 
-def test_one_image_alone_and_in_a_batch(build_tiny, make_batch):
+def test_one_image_alone_and_in_a_batch(build_tiny, make_batch, detect, assert_equal_detections):
     model = randomize_predictors(build_tiny(), std=0.1)
     one, two = make_batch([], seed=0), make_batch([], seed=1)
     assert_equal_detections(
@@ -339,7 +320,9 @@ PAIRS = [(i, (j,)) for i in range(3) for j in range(3)] + [(2, (0, 1, 2)), (-1, 
 
 
 @pytest.mark.parametrize("kind", ["decoupled_cascadecls", "cascade_rcnn"])
-def test_any_pair_of_stages(kind, build_tiny, random_proposals, random_features):
+def test_any_pair_of_stages(
+    kind, build_tiny, random_proposals, random_features, assert_equal_detections
+):
     """Boxes of regressor i, scores of classifier j on the boxes it trained on (Table X)."""
     config = f"{kind}_R_101_FPN_1x"
     heads = build_tiny(config=config).roi_heads.eval()
@@ -385,7 +368,7 @@ def stages_by_hand(heads, kind, maps, boxes):
     return found, probs
 
 
-def test_scores_of_one_classifier_need_no_later_regressor(build_tiny, make_batch):
+def test_scores_of_one_classifier_need_no_later_regressor(build_tiny, make_batch, detect):
     model = build_tiny(**CASCADE_CLS, TEST_REG_STAGE=0, TEST_CLS_STAGES=(0,))
     cls_calls = count_rows(model.roi_heads.cls_heads)
     reg_calls = count_rows(model.roi_heads.reg_heads)
@@ -395,7 +378,7 @@ def test_scores_of_one_classifier_need_no_later_regressor(build_tiny, make_batch
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
-def test_soft_nms(method, build_tiny, make_batch):
+def test_soft_nms(method, build_tiny, make_batch, detect):
     keys = {"SOFT_NMS_METHOD": method, "SOFT_NMS_MIN_SCORE": 0.01}
     more = {"TEST.DETECTIONS_PER_IMAGE": 200}
     hard = randomize_predictors(build_tiny(more), std=0.02)
@@ -409,7 +392,7 @@ def test_soft_nms(method, build_tiny, make_batch):
     assert many.scores.min() >= 0.01
 
 
-def test_save_and_load(build_tiny, make_batch, tmp_path):
+def test_save_and_load(build_tiny, make_batch, tmp_path, detect, assert_equal_detections):
     for keys in ({}, VARIANTS["shared_fc"]):
         model = randomize_predictors(build_tiny(**keys, seed=0)).train()
         torch.save(model.state_dict(), tmp_path / "model.pth")
@@ -419,20 +402,8 @@ def test_save_and_load(build_tiny, make_batch, tmp_path):
         assert_equal_detections(detect(other, batch), detect(model, batch), tolerance=0)
 
 
-def test_test_time_augmentation(build_tiny, make_cfg, make_batch):
-    model, batch = randomize_predictors(build_tiny()).eval(), make_batch([])
-    cfg = make_cfg(overrides={"TEST.AUG.MIN_SIZES": (64, 80)})
-    with torch.no_grad():
-        (output,) = GeneralizedRCNNWithTTA(cfg, model)(without_targets(batch))
-    assert 0 < len(output["instances"]) <= 100
-    assert output["instances"].image_size == (64, 96)
-
-    cfg = make_cfg(overrides={"TEST.AUG.MIN_SIZES": (64,), "TEST.AUG.FLIP": False})
-    with torch.no_grad():
-        (output,) = GeneralizedRCNNWithTTA(cfg, model)(without_targets(batch))
-    one_view, (found,) = output["instances"], detect(model, batch)
-    one_view = one_view[one_view.pred_boxes.nonempty()]  # Detectron2 keeps those clipped away
-    assert_equal_detections([one_view], [found])
+def test_test_time_augmentation(build_tiny, make_cfg, check_views):
+    check_views(randomize_predictors(build_tiny()), make_cfg)
 
 
 @pytest.mark.parametrize("variant", ["three_stages", "cascade_cls"])

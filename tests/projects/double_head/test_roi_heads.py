@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from clsloc.errors import UserError
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from double_head import MODES
@@ -38,16 +37,6 @@ def randomize_predictors(model, std=0.5):
     return model
 
 
-def without_targets(batch):
-    return [{k: v for k, v in item.items() if k != "instances"} for item in batch]
-
-
-def detect(model, batch):
-    model.eval()
-    with torch.no_grad():
-        return [output["instances"] for output in model(without_targets(batch))]
-
-
 def random_proposals(num, seed=0, size=(64, 96)):
     corners = torch.rand(num, 2, 2, generator=torch.Generator().manual_seed(seed))
     corners = corners * torch.tensor([size[1], size[0]])
@@ -62,16 +51,6 @@ def random_features(model, num_images=2, seed=0):
         f"p{level}": torch.randn(num_images, 32, 64 >> level, 96 >> level, generator=generator)
         for level in range(2, 7)
     }
-
-
-def assert_equal_detections(found, expected, tolerance=1e-4):
-    for a, b in zip(found, expected, strict=True):
-        assert len(a) == len(b)
-        assert torch.equal(a.pred_classes, b.pred_classes)
-        torch.testing.assert_close(a.scores, b.scores, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(
-            a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=tolerance, atol=tolerance
-        )
 
 
 # --- training ---
@@ -125,7 +104,7 @@ def test_no_roi_at_all(variant, build_tiny, storage):
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 4, 80])
-def test_any_number_of_classes(num_classes, build_tiny, make_batch, storage):
+def test_any_number_of_classes(num_classes, build_tiny, make_batch, storage, detect):
     model = build_tiny({"MODEL.ROI_HEADS.NUM_CLASSES": num_classes}, **EXT).train()
     objects = [(box, label % num_classes) for box, label in TWO_OBJECTS]
     sum(model(make_batch(objects)).values()).backward()
@@ -178,7 +157,9 @@ def test_train_on_predicted_boxes_is_refused(build_tiny):
 @pytest.mark.parametrize(
     "variant", ["vanilla", "vanilla_gn", "double_fc", "double_conv", "reverse"]
 )
-def test_lazy_localisation_does_not_change_the_detections(variant, build_tiny, make_batch):
+def test_lazy_localisation_does_not_change_the_detections(
+    variant, build_tiny, make_batch, detect, assert_equal_detections
+):
     model = randomize_predictors(build_tiny(**VARIANTS[variant]), std=0.01)
     heads, batch = model.roi_heads, make_batch([], [])
     predictor, plan = heads.box_predictor, heads.box_predictor.plan
@@ -200,12 +181,12 @@ def test_lazy_localisation_does_not_change_the_detections(variant, build_tiny, m
     assert sum(map(len, full)) > 0
 
 
-def test_nothing_survives(build_tiny, make_batch):
+def test_nothing_survives(build_tiny, make_batch, detect):
     model = build_tiny({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 1.0})
     assert [len(found) for found in detect(model, make_batch([], []))] == [0, 0]
 
 
-def test_one_image_alone_and_in_a_batch(build_tiny, make_batch):
+def test_one_image_alone_and_in_a_batch(build_tiny, make_batch, detect, assert_equal_detections):
     model = randomize_predictors(build_tiny(**EXT))
     one, two = make_batch([], seed=0), make_batch([], seed=1)
     assert_equal_detections(
@@ -213,7 +194,7 @@ def test_one_image_alone_and_in_a_batch(build_tiny, make_batch):
     )
 
 
-def test_modes_of_figure_8_from_one_pass(build_tiny):
+def test_modes_of_figure_8_from_one_pass(build_tiny, assert_equal_detections):
     heads = randomize_predictors(build_tiny(**EXT)).roi_heads.eval()
     features, proposals = random_features(heads), [random_proposals(20), random_proposals(7, 1)]
     with torch.no_grad():
@@ -290,7 +271,7 @@ def test_proposals_are_not_changed(build_tiny):
     assert torch.equal(proposals[0].proposal_boxes.tensor, before)
 
 
-def test_save_and_load(build_tiny, make_batch, tmp_path):
+def test_save_and_load(build_tiny, make_batch, tmp_path, detect, assert_equal_detections):
     model = randomize_predictors(build_tiny(**EXT, seed=0)).train()
     torch.save(model.state_dict(), tmp_path / "model.pth")
     other = build_tiny(**EXT, seed=1)
@@ -299,20 +280,8 @@ def test_save_and_load(build_tiny, make_batch, tmp_path):
     assert_equal_detections(detect(other, batch), detect(model, batch), tolerance=0)
 
 
-def test_test_time_augmentation(build_tiny, make_cfg, make_batch):
-    model, batch = randomize_predictors(build_tiny(**EXT)).eval(), make_batch([])
-    cfg = make_cfg(overrides={"TEST.AUG.MIN_SIZES": (64, 80)})
-    with torch.no_grad():
-        (output,) = GeneralizedRCNNWithTTA(cfg, model)(without_targets(batch))
-    assert 0 < len(output["instances"]) <= 100
-    assert output["instances"].image_size == (64, 96)
-
-    cfg = make_cfg(overrides={"TEST.AUG.MIN_SIZES": (64,), "TEST.AUG.FLIP": False})
-    with torch.no_grad():
-        (output,) = GeneralizedRCNNWithTTA(cfg, model)(without_targets(batch))
-    one_view, (found,) = output["instances"], detect(model, batch)
-    one_view = one_view[one_view.pred_boxes.nonempty()]  # Detectron2 keeps those clipped away
-    assert_equal_detections([one_view], [found])
+def test_test_time_augmentation(build_tiny, make_cfg, check_views):
+    check_views(randomize_predictors(build_tiny(**EXT)), make_cfg)
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "vanilla_gn", "ext"])
