@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     add("--configs", nargs="+", required=True, metavar="FILE", help="one method each; the others "
         "are compared to the first one")  # fmt: skip
     add("--names", nargs="+", metavar="NAME", help="of the methods; the file names by default")
-    add("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default 1)")
+    add("--seeds", type=int, default=1, metavar="N", help="number of seeds (default 1)")
+    add("--first-seed", type=int, default=0, metavar="N", help="the first one (default 0); so the "
+        "seeds can be shared among machines, and the folders be put together")  # fmt: skip
     add("--output", required=True, metavar="DIR", help="folder of the runs, the table and the page")
     add("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1), which share "
         "the processor cores, and have a GPU each where there are several")  # fmt: skip
@@ -82,6 +84,10 @@ def folder_of(args: argparse.Namespace, name: str, seed: int) -> Path:
     return Path(args.output, name, f"seed{seed}")
 
 
+def seeds_of(args: argparse.Namespace) -> range:
+    return range(args.first_seed, args.first_seed + args.seeds)
+
+
 def name_methods(args: argparse.Namespace) -> dict[str, str]:
     """The config of each method by its name."""
     names = args.names or [Path(config).stem for config in args.configs]
@@ -95,12 +101,11 @@ def name_methods(args: argparse.Namespace) -> dict[str, str]:
 
 def check(args: argparse.Namespace, methods: dict[str, str]) -> None:
     """A mistake in the last config should not show after hours."""
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds} is too few; give at least 1.")
-    if args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs} is too few; give at least 1.")
-    if args.gallery < 0:
-        raise UserError(f"--gallery {args.gallery} is too few; give 0 or more.")
+    least = {"seeds": 1, "first_seed": 0, "jobs": 1, "gallery": 0}
+    for name, minimum in least.items():
+        if (value := getattr(args, name)) < minimum:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} {value} is too few; give at least {minimum}.")
     check_matplotlib()
     for config in methods.values():
         names = setup_cfg(config_file=config, overrides=args.opts).DATASETS.TEST
@@ -134,7 +139,7 @@ def train_all(
     try:
         runs = [
             pool.submit(run, name, seed)
-            for seed in range(args.seeds)
+            for seed in seeds_of(args)
             for name in methods
             if not (folder_of(args, name, seed) / "results.json").exists()
         ]
@@ -202,7 +207,7 @@ def report(args: argparse.Namespace, methods: dict[str, str], seconds: dict[str,
     What is the same for all runs of a method stands in the first one.
     """
     folders = {
-        (name, seed): folder_of(args, name, seed) for name in methods for seed in range(args.seeds)
+        (name, seed): folder_of(args, name, seed) for name in methods for seed in seeds_of(args)
     }
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     unfinished = []
@@ -265,7 +270,7 @@ def time_images(args: argparse.Namespace, methods: dict[str, str]) -> dict[str, 
     """
     predictors, images = {}, []
     for name in methods:
-        folder = folder_of(args, name, seed=0)
+        folder = folder_of(args, name, args.first_seed)
         weights, stored = folder / "model_final.pth", folder / "config.yaml"
         if not weights.exists():
             continue

@@ -6,15 +6,21 @@ from statistics import mean, stdev
 from typing import Any
 
 from clsloc.evaluation.coco import AP_BY_IOU, METRICS
+from clsloc.evaluation.wider_face_truth import SUBSETS
 
+# Metric: key in a run's figures, by task.
+TASKS = {
+    "bbox": {metric: f"bbox/{metric}" for metric in METRICS},
+    "face": {subset: f"face/{subset}" for subset in SUBSETS},
+}
+METRIC_KEYS = {metric: key for task in TASKS.values() for metric, key in task.items()}
 # Column: key in a run's figures, digits.
 COLUMNS = {
-    **{metric: (f"bbox/{metric}", 1) for metric in METRICS},
+    **{metric: (key, 1) for metric, key in METRIC_KEYS.items()},
     "params (M)": ("params_millions", 2),
     "s/iteration": ("seconds_per_iteration", 3),
     "s/image": ("seconds_per_image", 4),
 }
-DELTA = "ΔAP"
 EMPTY = "-"
 
 Figures = Mapping[str, float | None]
@@ -77,8 +83,7 @@ def paired_difference(figures: Sequence[Figures], first: Sequence[Figures]) -> d
             for run, base in pairs
             if _is_number(run.get(key)) and _is_number(base.get(key))
         ]
-        for metric in METRICS
-        for key in [f"bbox/{metric}"]
+        for metric, key in METRIC_KEYS.items()
     }
     return {
         "seeds": [run["seed"] for run, _ in pairs],
@@ -105,30 +110,44 @@ def _std(values: Sequence[float]) -> float | None:
 
 def table_cells(rows: Sequence[Row]) -> list[list[str]]:
     """The rows of :func:`summarise` as texts below a line of titles; ``42.3 ± 0.4`` is mean and
-    standard deviation, ``ΔAP`` the paired difference to the first method."""
-    titles = ["method", "seeds", *COLUMNS]
+    standard deviation, ``ΔAP`` the paired difference to the first method. Tasks that nobody was
+    evaluated on are left out."""
+    metrics = _evaluated(rows)
+    columns = [*metrics, *(column for column in COLUMNS if column not in METRIC_KEYS)]
+    titles = ["method", "seeds", *columns]
     lines = [
         [row["method"], str(row["runs"])]
-        + [_cell(row["mean"][c], row["std"][c], f".{COLUMNS[c][1]}f") for c in COLUMNS]
+        + [_cell(row["mean"][c], row["std"][c], f".{COLUMNS[c][1]}f") for c in columns]
         for row in rows
     ]
-    if len(rows) > 1:
-        where = titles.index("AP") + 1
-        titles.insert(where, DELTA)
+    if len(rows) > 1 and metrics:
+        where = titles.index(metrics[0]) + 1
+        titles.insert(where, f"Δ{metrics[0]}")
         for line, row in zip(lines, rows):
-            line.insert(where, _difference_cell(row, "AP"))
+            line.insert(where, _difference_cell(row, metrics[0]))
     return [titles, *lines]
 
 
 def difference_cells(rows: Sequence[Row]) -> list[list[str]]:
     """The paired differences of all metrics, in the same form; only titles if there is none."""
+    metrics = _evaluated(rows)
     lines = [
         [row["method"], str(len(row["difference"]["seeds"]))]
-        + [_difference_cell(row, metric) for metric in METRICS]
+        + [_difference_cell(row, metric) for metric in metrics]
         for row in rows
         if row["difference"] and row["difference"]["seeds"]
     ]
-    return [["method", "pairs", *(f"Δ{metric}" for metric in METRICS)], *lines]
+    return [["method", "pairs", *(f"Δ{metric}" for metric in metrics)], *lines]
+
+
+def _evaluated(rows: Sequence[Row]) -> list[str]:
+    """The metrics of the tasks of which at least one row has a figure."""
+    return [
+        metric
+        for task in TASKS.values()
+        if any(row["mean"][metric] is not None for row in rows for metric in task)
+        for metric in task
+    ]
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:

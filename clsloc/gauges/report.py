@@ -16,7 +16,7 @@ from clsloc.gauges.histories import read_history
 logger = logging.getLogger(__name__)
 
 TABLE = (
-    "Mean ± sample standard deviation over the seeds, AP in percent. ΔAP is the difference to "
+    "Mean ± sample standard deviation over the seeds, AP in percent. Δ is the difference to "
     "{first}, paired over equal seeds."
 )
 CAPTIONS = {

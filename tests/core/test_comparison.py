@@ -55,6 +55,23 @@ def test_mean_and_spread_by_hand():
     assert "ΔAP" not in table_cells([a])[0]
 
 
+def test_faces_have_columns_of_their_own():
+    def run(easy, **more):
+        return {"seed": 0, "face/easy": easy, "face/medium": 70.0, "face/hard": None, **more}
+
+    rows = summarise({"a": [run(80.0)], "b": [run(83.0)]})
+    titles, a, b = table_cells(rows)
+    assert (
+        titles[:6] == ["method", "seeds", "easy", "Δeasy", "medium", "hard"] and "AP" not in titles
+    )
+    assert a[:6] == ["a", "1", "80.0", "-", "70.0", "-"]
+    assert b[:6] == ["b", "1", "83.0", "+3.0", "70.0", "-"]
+    assert difference_cells(rows)[0] == ["method", "pairs", "Δeasy", "Δmedium", "Δhard"]
+
+    both = table_cells(summarise({"a": [run(80.0, **{"bbox/AP": 30.0})]}))[0]
+    assert both[2] == "AP" and both.index("easy") > both.index("APl")
+
+
 def test_differences_are_paired_by_seed():
     def run(seed, ap, ap50):
         return {"seed": seed, "bbox/AP": ap, "bbox/AP50": ap50}
@@ -209,6 +226,15 @@ def test_a_report_of_what_is_finished_trains_nothing(command, finished, tmp_path
     assert not (tmp_path / "out" / "ap_by_latency.png").exists()
 
 
+def test_seeds_of_several_machines_are_put_together(command, finished, tmp_path):
+    for seed in (1, 2):
+        finished("a", seed, ap=20.0 + seed)
+    assert command("--report-only", "--first-seed", "1", "--seeds", "2", "--gallery", "0") == 0
+    report = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [run["seed"] for run in report["runs"]["a"]] == [1, 2]
+    assert report["unfinished"] == ["b/seed1", "b/seed2"]
+
+
 def test_no_gallery_where_the_data_is_not(command, finished, tmp_path, caplog):
     folder = finished("a", 0, ap=30.0)
     text = (folder / "config.yaml").read_text().replace("digits_val", "elsewhere_val")
@@ -265,6 +291,8 @@ def test_a_mistake_shows_before_the_first_run(command, tmp_path, capsys):
     assert command("--names", "one") == 2
     assert command("--gallery", "-1") == 2
     assert command("--jobs", "0") == 2
+    assert command("--first-seed", "-1") == 2
+    assert "--first-seed -1 is too few; give at least 0." in capsys.readouterr().err
     assert command("DATASETS.TEST", "('digits_val', 'digits_train')") == 2
     assert "names 2" in capsys.readouterr().err
     (tmp_path / "b.yaml").write_text("NO_SUCH_KEY: 1\n")
