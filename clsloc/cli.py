@@ -18,6 +18,7 @@ from clsloc.files import atomic_write
 INTERRUPTED_STATUS = 130  # what shells tell of a program that Ctrl-C ended
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+_OPTION = re.compile(r"--[\w-]+")  # without a value of its own, as in --name=value
 
 
 class OverridesParser(argparse.ArgumentParser):
@@ -55,7 +56,7 @@ def split_overrides(
     start = len(args)
     while start >= 2 and _is_key(args[start - 2]) and not args[start - 1].startswith("--"):
         before = args[start - 3] if start > 2 else ""
-        if before.startswith("--") and before not in switches:
+        if _OPTION.fullmatch(before) and before not in switches:
             break
         start -= 2
     return list(args[:start]), list(args[start:])

@@ -21,6 +21,7 @@ from clsloc.errors import UserError
         ("--input ONE two", "--input ONE two", ""),
         ("--switch A.B 1", "--switch", "A.B 1"),
         ("--switch A B 1", "--switch A", "B 1"),
+        ("--name=value A.B 1", "--name=value", "A.B 1"),
         ("A.B 1 --flag", "A.B 1 --flag", ""),
         ("A.B --flag", "A.B --flag", ""),
         ("TEST.IMS_PER_BATCH -1", "", "TEST.IMS_PER_BATCH -1"),
@@ -29,6 +30,13 @@ from clsloc.errors import UserError
 )
 def test_trailing_pairs_are_cut_off(line: str, rest: str, overrides: str) -> None:
     assert cli.split_overrides(line.split(), {"--switch"}) == (rest.split(), overrides.split())
+
+
+def test_a_value_that_looks_like_an_option_is_one_value() -> None:
+    parser = cli.make_parser("Test.", config=False, overrides=True)
+    parser.add_argument("--flag", action="append")
+    args = parser.parse_args(["--flag", "--coco a b.json c", "DATASETS.TRAIN", "('a',)"])
+    assert (args.flag, args.opts) == (["--coco a b.json c"], ["DATASETS.TRAIN", "('a',)"])
 
 
 def test_a_file_in_capitals_is_not_taken_for_a_key() -> None:
