@@ -70,6 +70,7 @@ def make_parser(
     description: str,
     *,
     config: bool = True,
+    datasets: bool = True,
     overrides: bool = False,
     json_help: str = "write the figures to this file too",
 ) -> argparse.ArgumentParser:
@@ -77,8 +78,9 @@ def make_parser(
 
     Args:
         description: the first lines of ``--help``.
-        config: whether the program works with a config: adds ``--config-file``, the flags that
-            register datasets, and trailing ``KEY VALUE`` overrides.
+        config: whether the program works with a config: adds ``--config-file`` and trailing
+            ``KEY VALUE`` overrides.
+        datasets: with ``config``, add the flags that register datasets.
         overrides: take the overrides also without ``config``.
         json_help: what ``--json`` writes.
     """
@@ -91,12 +93,11 @@ def make_parser(
     if config or overrides:
         parser.epilog = "Trailing KEY VALUE pairs override the config, e.g. MODEL.DEVICE cpu."
     if config:
-        parser.add_argument(
-            "--config-file", metavar="FILE", required=True, help="YAML file or model-zoo name"
-        )
-        from clsloc.engine.flags import add_dataset_flags  # imports torch
+        from clsloc.engine.flags import CONFIG_FILE_HELP, add_dataset_flags  # imports torch
 
-        add_dataset_flags(parser)
+        parser.add_argument("--config-file", metavar="FILE", required=True, help=CONFIG_FILE_HELP)
+        if datasets:
+            add_dataset_flags(parser)
     parser.add_argument("--json", metavar="FILE", help=json_help)
     return parser
 

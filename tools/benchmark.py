@@ -4,10 +4,11 @@
   benchmark.py --config-file A.yaml --baseline B.yaml --size 800 1088 --survivors 200
   benchmark.py --config-file A.yaml --runtimes PATH_1 PATH_2
 
---survivors K lets K regions of each image pass the score threshold, the same for A and B (random
-weights let all or none pass). The second form measures one config on two implementations of
-Detectron2, each in a process of its own with that folder first on its path: A is PATH_1.
-Trailing KEY VALUE overrides hold for both sides, those of --override-a only for A.
+Images and objects are made up. --survivors K lets K regions of each image pass the score
+threshold, the same for A and B (random weights let all or none pass). The second form measures one
+config on two implementations of Detectron2, each in a process of its own with that folder first on
+its path: A is PATH_1. Trailing KEY VALUE overrides hold for both sides, those of --override-a only
+for A.
 
 --parts shares out the time of a step among the parts of the detector, in further steps that wait
 for the device after every part; the paired ratio comes from steps that do not.
@@ -32,14 +33,15 @@ SIDES = ("a", "b")
 
 
 def parser() -> argparse.ArgumentParser:
-    result = make_parser(__doc__)
+    result = make_parser(__doc__, datasets=False)
     add = result.add_argument
     add("--baseline", metavar="FILE", help="config of B; that of A by default")
     add("--size", type=int, nargs=2, metavar=("H", "W"), default=(800, 1088), help="height and "
         "width of the images (default 800 1088)")  # fmt: skip
     add("--batch", type=int, default=1, metavar="N", help="images in a step (default 1)")
     add("--num-gt", type=int, default=10, metavar="M", help="objects in an image (default 10)")
-    add("--survivors", type=int, metavar="K", help="regions of an image above the threshold")
+    add("--survivors", type=int, metavar="K", help="regions of an image "
+        "above the threshold (default: what the weights give)")  # fmt: skip
     add("--pairs", type=int, default=10, metavar="N", help="measured pairs (default 10)")
     add("--warmup", type=int, default=2, metavar="N", help="pairs run before (default 2)")
     add("--device", metavar="D", help="cpu or cuda; MODEL.DEVICE of the config by default")

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1), which share "
         "the processor cores, and have a GPU each where there are several")  # fmt: skip
     add("--flag", action="append", default=[], metavar="WORDS", help="more flags of train_net.py, "
-        "e.g. --flag '--coco train train.json images/'")  # fmt: skip
+        "may be repeated: --flag '--coco my_train train.json images/'")  # fmt: skip
     add("--no-timing", action="store_true", help="do not measure the seconds per image; those in "
         "table.json are kept")  # fmt: skip
     add("--report-only", action="store_true", help="train nothing: table, pictures and page of the "
@@ -175,7 +175,7 @@ def train(
     print(f"{'Resuming' if resume else 'Training'} {folder} ...", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "clsloc.train", "--config-file", config]
-    command += [*(word for words in args.flag for word in words.split()), *resume, *args.opts]
+    command += [*(word for words in args.flag for word in shlex.split(words)), *resume, *args.opts]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     with open(folder / "console.txt", "a", encoding="utf-8") as console:
         done = subprocess.run(command, stdout=console, stderr=console, env=environment)

@@ -17,8 +17,9 @@ from detectron2.modeling import build_model
 
 def parser() -> argparse.ArgumentParser:
     result = cli.make_parser(
-        f"{__doc__} FLOPs are multiply-adds of the inference on one image, with {NUM_ROIS} "
-        "proposals in the RoI heads and lazy localisation off."
+        f"{__doc__}\n\nFLOPs are multiply-adds of the inference on one image, with {NUM_ROIS} "
+        "proposals in the RoI heads and\nlazy localisation off.",
+        datasets=False,
     )
     result.add_argument(
         "--size",

@@ -169,6 +169,17 @@ def check_learning_rate(cfg: CfgNode, configured: CfgNode) -> None:
         )
 
 
+def check_frozen_stages(cfg: CfgNode) -> None:
+    """Warn where stages of the backbone would keep their random initial values for good."""
+    if cfg.MODEL.BACKBONE.FREEZE_AT > 0 and not cfg.MODEL.WEIGHTS:
+        logger.warning(
+            "MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is %d: the first stages of the "
+            "backbone stay at random values. Name weights to start from (docs/custom_data.md says "
+            "where to get them), or set MODEL.BACKBONE.FREEZE_AT 0.",
+            cfg.MODEL.BACKBONE.FREEZE_AT,
+        )
+
+
 def get_value(cfg: CfgNode, key: str) -> object:
     """The value under a dotted key."""
     for part in key.split("."):

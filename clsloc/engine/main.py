@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from clsloc.checkpoint import Checkpointer
 from clsloc.cli import INTERRUPTED_STATUS
-from clsloc.engine.checks import check_config, check_learning_rate
+from clsloc.engine.checks import check_config, check_frozen_stages, check_learning_rate
 from clsloc.engine.config_file import resolve_config_file
 from clsloc.engine.projects import ConfigFunction
 from clsloc.engine.results import write_results
@@ -85,6 +85,8 @@ def main(
             return _evaluate(cfg, args.resume)
         configured = setup_cfg(config_file=args.config_file, config_functions=config_functions)
         check_learning_rate(cfg, configured)
+        if not args.resume:
+            check_frozen_stages(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()

@@ -248,6 +248,13 @@ def test_a_changed_batch_with_the_old_learning_rate_is_warned_about(parse, tmp_p
     main(parse("SOLVER.IMS_PER_BATCH", "1"))
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "was chosen for batches of 2 images" in log and "consider SOLVER.BASE_LR 0.0075" in log
+    assert "stay at random values" not in log
+
+
+def test_frozen_stages_without_weights_are_warned_about(parse, tmp_path):
+    main(parse("MODEL.BACKBONE.FREEZE_AT", "2", "DATASETS.TEST", "()"))
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "MODEL.BACKBONE.FREEZE_AT is 2: the first stages of the backbone stay at random" in log
 
 
 def test_the_reference_world_size_scales_batch_rate_and_schedule(parse, tmp_path):

@@ -79,6 +79,10 @@ def test_every_command_is_understood(folder, words, monkeypatch, forget_datasets
     if getattr(args, "config_file", None):
         functions = sixth_paper(monkeypatch) if "sixth_paper" in words[1] else []
         setup_cfg(args, config_functions=functions)
+    for config in getattr(args, "configs", ()):
+        flags = [word for text in args.flag for word in shlex.split(text)]
+        argument_parser().parse_args(["--config-file", config, *flags, *args.opts])
+        setup_cfg(config_file=config, overrides=args.opts)
 
 
 def parser_of(program: str):

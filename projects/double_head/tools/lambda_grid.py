@@ -4,7 +4,7 @@
   lambda_grid.py --config-file F --output DIR --lambda-fc 0.7 1.0 --lambda-conv 0.8 1.0
 
 Each pair gets a folder below DIR. A pair that is finished is not trained again, one that was
-broken off is resumed.
+broken off is resumed. By default these are 36 trainings.
 """
 
 import argparse
@@ -26,11 +26,11 @@ MODES = ("conv", "fc", "split", "fused")
 
 def parser() -> argparse.ArgumentParser:
     result = make_parser(__doc__)
-    result.formatter_class = argparse.RawDescriptionHelpFormatter
     add = result.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder of all runs")
-    add("--lambda-fc", type=float, nargs="+", default=STEPS, metavar="L")
-    add("--lambda-conv", type=float, nargs="+", default=STEPS, metavar="L")
+    values = "values (default " + " ".join(map(str, STEPS)) + ")"
+    add("--lambda-fc", type=float, nargs="+", default=STEPS, metavar="L", help=values)
+    add("--lambda-conv", type=float, nargs="+", default=STEPS, metavar="L", help=values)
     add("--num-gpus", type=int, default=1, metavar="N", help="processes of a training (default 1)")
     add("--metric", default="AP", help="metric in the printed tables (default AP)")
     return result
@@ -75,9 +75,9 @@ def run_pair(args: argparse.Namespace, lambda_fc: float, lambda_conv: float) -> 
 
 
 def call(args: argparse.Namespace, program: str, flags: list[str], overrides: list[str]) -> None:
-    for flag in ("coco", "voc"):
+    for flag in ("coco", "voc", "wider_face"):
         for dataset in getattr(args, flag) or ():
-            flags = [*flags, f"--{flag}", *dataset]
+            flags = [*flags, f"--{flag.replace('_', '-')}", *dataset]
     command = [sys.executable, str(PROJECT / program), "--config-file", args.config_file]
     status = subprocess.run([*command, *flags, *overrides], check=False).returncode
     if status:
