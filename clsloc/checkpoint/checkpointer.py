@@ -58,7 +58,8 @@ class Checkpointer(DetectionCheckpointer):
                 raise
             reason = "it does not exist" if isinstance(error, AssertionError) else str(error)
             raise UserError(
-                f"The weight file {path!r} cannot be had ({reason}); check MODEL.WEIGHTS."
+                f"The weight file {path!r} cannot be had ({reason}); check MODEL.WEIGHTS. "
+                "docs/custom_data.md says where weights to start from are found."
             ) from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:

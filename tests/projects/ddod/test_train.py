@@ -40,7 +40,7 @@ def test_a_resumed_run_of_faces_equals_an_unbroken_one(train_resumed):
         "ddod/configs/wider_face/small_data/ddod_face_R_18_FPN.yaml",
         **{f"CLSLOC.INPUT.{key}": value for key, value in keys.items()},
         **{**TINY, "MODEL.DDOD.CONV_DIM": 64},
-        **{"SOLVER.WARMUP_ITERS": 0, "MODEL.RESNETS.NORM": "GN"},
+        **{"SOLVER.WARMUP_ITERS": 0, "MODEL.RESNETS.NORM": "GN", "MODEL.WEIGHTS": ""},
     )
     assert whole.logged["loss_box_reg"] > 0
     # Of four steps in two cycles the last is in the middle of the second.
