@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -18,10 +19,11 @@ from torchvision.models import resnet18
 from clsloc.engine import argument_parser, setup_cfg
 
 REPO = Path(__file__).parents[2]
+PROJECT_PAGES = sorted(REPO.glob("projects/*/README.md"))
 PAGES = [
     REPO / "README.md",
     *sorted((REPO / "docs").glob("*.md")),
-    *sorted(REPO.glob("projects/*/README.md")),
+    *PROJECT_PAGES,
     REPO / "detectron2_lite" / "README.md",
 ]
 NAMES = [str(page.relative_to(REPO)) for page in PAGES]
@@ -54,12 +56,28 @@ COMMANDS = [
 ]
 
 
+def links_of(page: Path) -> list[str]:
+    """The files that a page leads to, without the heading behind a #."""
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    return [link for link in links if not link.startswith("http")]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_link_leads_somewhere(name):
     page = REPO / name
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    local = [link for link in links if not link.startswith("http")]
-    assert [link for link in local if not (page.parent / link).exists()] == []
+    files = [page.parent / link for link in links_of(page)]
+    assert [file for file in files if not file.exists()] == []
+    for file in files:
+        if file.suffix == ".svg":
+            assert ElementTree.parse(file).getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("page", PROJECT_PAGES, ids=lambda page: page.parent.name)
+def test_every_config_and_program_of_a_project_is_named(page):
+    project = page.parent
+    files = [*project.glob("configs/**/*.yaml"), *project.glob("tools/*.py")]
+    wanted = {path.relative_to(project).as_posix() for path in files if path.name[:5] != "Base-"}
+    assert wanted and wanted <= set(links_of(page))
 
 
 @pytest.mark.parametrize(("folder", "words"), COMMANDS)
