@@ -11,8 +11,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clsloc.cli import run
+from clsloc.engine import setup_cfg
+from detectron2.modeling import build_model
 from double_head.mode_evaluation import available_rows, detect_in_rows
 
 PROJECT = Path(__file__).parents[3] / "projects" / "double_head"
@@ -127,3 +130,29 @@ def test_evaluate_modes_says_what_is_missing(config, word, run_tool):
     status, output = run_tool("evaluate_modes", "--config-file", path)
     assert status == 2
     assert word in output.err
+
+
+def test_analyze_heads(dataset, tmp_path, run_tool):
+    config = PROJECT / "configs" / "digits" / "double_head_R_18_FPN.yaml"
+    keys = {**SMALL, "MODEL.ROI_HEADS.NUM_CLASSES": 3}
+    overrides = [str(item) for pair in keys.items() for item in pair]
+    model = build_model(setup_cfg(config_file=str(config), overrides=overrides))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    aps = tmp_path / "ap.json"
+    aps.write_text(json.dumps({f"class {i}": 10.0 * i for i in range(3)}))
+    words = ["--config-file", config, "--coco", *dataset, "--output", tmp_path / "out"]
+    words += ["--class-ap", aps, "--images", 2]
+    overrides += ["DATASETS.TEST", "('three',)", "MODEL.WEIGHTS", tmp_path / "model.pth"]
+    status, output = run_tool("analyze_heads", *words, "--windows", 20, *overrides)
+    assert status == 0, output.err
+    assert "windows, all" in output.out and "detections:" in output.out
+    report = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert report["images"] == 2 and sum(report["groups"]["all"]["count"]) == 40
+    for name in ("windows", "cells"):
+        assert Image.open(tmp_path / "out" / f"{name}.png").width > 300
+
+    status, output = run_tool("analyze_heads", *words, "--windows", 0, *overrides)
+    assert status == 2 and "--windows 0 is too few" in output.err
+    aps.write_text("{}")
+    status, output = run_tool("analyze_heads", *words, *overrides)
+    assert status == 2 and "an AP for each class" in output.err
