@@ -5,6 +5,7 @@ of each image get one class each above the threshold, whatever the features say;
 compute the scores still run.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,24 +14,35 @@ from torch import nn
 
 from clsloc.errors import UserError
 
+_REGRESSOR = re.compile(r"(^|[._])(reg|bbox_pred)$")
 _HIGH, _LOW = 1.0, -12.0  # logits: exp(-12) is below any threshold in use
 
 
 @contextmanager
-def fixed_survivors(model: nn.Module, num_classes: int, count: int, batch: int) -> Iterator[None]:
+def fixed_survivors(
+    model: nn.Module,
+    num_classes: int,
+    count: int,
+    batch: int,
+    level_cells: list[int] | None = None,
+) -> Iterator[None]:
     """Inside, the class layers of ``model`` in evaluation mode let ``count`` regions of each
     image pass, evenly spread, their classes in turn.
 
     Works for RoI heads, whose class layers are linear with ``num_classes + 1`` outputs, and for
-    dense heads, whose class layers are convolutions called ``cls_score``.
+    dense heads, whose class layers are convolutions called ``cls_score``. A level of these gets its
+    share by its number of cells, which all are known from the second pass on; ``level_cells`` is
+    where they are kept, for a caller that enters this anew for each pass.
 
     Raises:
         UserError: the model has no such layer.
     """
     rois = [
         module
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and module.out_features == num_classes + 1
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == num_classes + 1
+        and not _REGRESSOR.search(name)  # four deltas, where there are three classes
     ]
     dense = [
         module
@@ -43,7 +55,8 @@ def fixed_survivors(model: nn.Module, num_classes: int, count: int, batch: int) 
             "set; leave out --survivors and give trained weights."
         )
     hooks = [m.register_forward_hook(_RoIScores(num_classes, count * batch)) for m in rois]
-    hooks += [m.register_forward_hook(_DenseScores(num_classes, count)) for m in dense]
+    cells = [] if level_cells is None else level_cells
+    hooks += [m.register_forward_hook(_DenseScores(num_classes, count, cells)) for m in dense]
     try:
         yield
     finally:
@@ -73,13 +86,12 @@ class _RoIScores:
 
 class _DenseScores:
     """Replaces the (N, A * C, H, W) logits of each level; a level gets its share of ``count``
-    by its number of cells, taken from the first pass."""
+    by its number of cells, of which ``cells`` collects those of all levels."""
 
-    def __init__(self, num_classes: int, count: int) -> None:
+    def __init__(self, num_classes: int, count: int, cells: list[int]) -> None:
         self.num_classes = num_classes
         self.count = count
-        self._cells: list[int] = []
-        self._call = 0
+        self._cells = cells
 
     def __call__(self, module: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor | None:
         if module.training:

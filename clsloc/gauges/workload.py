@@ -71,6 +71,7 @@ class Workload:
         self.num_classes = int(get_value(cfg, key)) if key else 1
         self.inputs = synthetic_inputs(size, batch, num_gt, self.num_classes, seed)
         self.survivors = survivors
+        self._level_cells: list[int] = []
         self.amp = amp or cfg.SOLVER.AMP.ENABLED
         on_cuda = self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and on_cuda)
@@ -115,7 +116,11 @@ class Workload:
         survivors = nullcontext()
         if self.survivors is not None:
             survivors = fixed_survivors(
-                self.model, self.num_classes, self.survivors, len(self.inputs)
+                self.model,
+                self.num_classes,
+                self.survivors,
+                len(self.inputs),
+                self._level_cells,
             )
         with survivors, torch.no_grad(), self._mixed_precision():
             return self.model(self.inputs)

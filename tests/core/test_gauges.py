@@ -83,6 +83,21 @@ def test_dense_survivors_are_shared_out_among_the_levels():
             passed = [int((model["cls_score"](m).sigmoid() > 0.05).sum()) for m in maps]
     assert passed == [16, 4, 1]
 
+    cells = []
+    for expected in ([21, 4, 1], [16, 4, 1]):
+        with fixed_survivors(model, num_classes=3, count=21, batch=1, level_cells=cells):
+            passed = [int((model["cls_score"](m).sigmoid() > 0.05).sum()) for m in maps]
+        assert passed == expected
+
+
+def test_box_regressors_are_left_alone():
+    layers = {"cls_score": nn.Linear(6, 4), "bbox_pred": nn.Linear(6, 4), "fc_reg": nn.Linear(6, 4)}
+    model, features = nn.ModuleDict(layers).eval(), torch.randn(9, 6)
+    raw = {name: model[name](features) for name in layers}
+    with fixed_survivors(model, num_classes=3, count=2, batch=1):
+        changed = [name for name in layers if not torch.equal(model[name](features), raw[name])]
+    assert changed == ["cls_score"]
+
 
 def test_a_model_without_class_layer_is_a_sentence():
     with pytest.raises(UserError, match="No layer"), fixed_survivors(nn.Linear(2, 2), 3, 1, 1):
