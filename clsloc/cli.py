@@ -6,10 +6,11 @@ made by :func:`make_parser`; :func:`run` joins the two.
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from clsloc.errors import UserError
@@ -103,9 +104,24 @@ def make_parser(
 
 
 def write_json(report: Any, path: str | os.PathLike) -> None:
-    """Write ``report`` to ``path``, making its folder; see :func:`clsloc.files.atomic_write`."""
+    """Write ``report`` to ``path``, making its folder; see :func:`clsloc.files.atomic_write`.
+
+    JSON has no NaN and no infinity: a number that is not finite, such as a metric without a
+    value, becomes null.
+    """
+    text = json.dumps(_only_finite(report), indent=2, allow_nan=False)
     with atomic_write(path, "w") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
+        file.write(f"{text}\n")
+
+
+def _only_finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _only_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_only_finite(item) for item in value]
+    return value
 
 
 def run(

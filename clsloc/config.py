@@ -1,6 +1,21 @@
 """The config node of the shared core; each project adds its own beside it."""
 
+from collections.abc import Collection, Iterable
+
+from clsloc.errors import UserError
 from detectron2.config import CfgNode
+
+__all__ = ["add_core_config", "check_box_head", "check_choice"]
+
+# Keys of MODEL.ROI_BOX_HEAD that Detectron2's own predictors read, and the values that say what a
+# head with predictors of its own does anyway.
+_BOX_HEAD_WITHOUT_EFFECT = {
+    "TRAIN_ON_PRED_BOXES": False,
+    "BBOX_REG_LOSS_TYPE": "smooth_l1",
+    "BBOX_REG_LOSS_WEIGHT": 1.0,
+    "USE_SIGMOID_CE": False,
+    "USE_FED_LOSS": False,
+}
 
 
 def add_core_config(cfg: CfgNode) -> None:
@@ -61,3 +76,41 @@ def add_core_config(cfg: CfgNode) -> None:
     node.TEST = CfgNode()
     # Report the AP of every class beside the averages.
     node.TEST.PER_CLASS = False
+
+
+def check_choice(key: str, value: object, choices: Collection[object]) -> None:
+    """
+    Args:
+        key: what the value stands under, such as ``MODEL.DDOD.QUALITY``.
+        value: as the user gave it.
+        choices: all that it may be.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if value not in choices:
+        raise UserError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+
+
+def check_box_head(
+    cfg: CfgNode, method: str, keys: Iterable[str] = tuple(_BOX_HEAD_WITHOUT_EFFECT)
+) -> None:
+    """
+    Refuse what ``MODEL.ROI_BOX_HEAD`` asks for and a head would pass over.
+
+    Args:
+        cfg: of the whole model.
+        method: name of the detector, for the sentence.
+        keys: those that its head does not read; by default all that only Detectron2's own
+            predictors do.
+
+    Raises:
+        UserError: one of them has another value than the one that says what the head does.
+    """
+    for key in keys:
+        value, wanted = cfg.MODEL.ROI_BOX_HEAD[key], _BOX_HEAD_WITHOUT_EFFECT[key]
+        if value != wanted:
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.{key} {value!r} has no effect in {method}: set it to "
+                f"{wanted!r}."
+            )

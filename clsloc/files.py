@@ -1,13 +1,17 @@
-"""Files that are written whole or not at all."""
+"""Output: files that are written whole or not at all, folders, and pictures."""
 
 import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from clsloc.errors import UserError
+
+if TYPE_CHECKING:  # python -m clsloc.env works without PIL
+    from PIL import Image
 
 _NO_RIGHT = "choose an output folder that you may write to"
 _REMEDIES = {
@@ -53,6 +57,35 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     finally:
         if temporary is not None:
             os.unlink(temporary)
+
+
+def make_folder(name: str) -> Path:
+    """Make a folder, and those around it, unless it exists.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(name, error) from error
+    return folder
+
+
+def save_picture(picture: "Image.Image", path: Path, **options: Any) -> None:
+    """Save a picture in the format that the ending of ``path`` says.
+
+    Args:
+        options: of the format, such as ``quality``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        picture.save(path, **options)
+    except OSError as error:
+        raise write_error(str(path), error) from error
 
 
 def write_error(path: str, error: OSError) -> UserError:

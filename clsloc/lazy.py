@@ -31,6 +31,7 @@ __all__ = [
     "foreground_rows",
     "rows_are_independent",
     "rows_of_batch",
+    "spread_rows",
     "surviving_rows",
     "take_rows",
 ]
@@ -94,3 +95,18 @@ def rows_of_batch(rows: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     """
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return torch.cat([r + start for r, start in zip(rows, starts, strict=True)])
+
+
+def spread_rows(values: Tensor, rows: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """
+    Put what was computed for some rows back in its place in the batch; all other rows are zeros.
+
+    Args:
+        values: (S, ...) for the S rows in all, in their order; S may be 0.
+        rows, sizes: see `rows_of_batch`.
+
+    Returns:
+        (R, ...) with R the sum of `sizes`; gradients flow to `values`.
+    """
+    zeros = values.new_zeros(sum(sizes), *values.shape[1:])
+    return zeros.index_put((rows_of_batch(rows, sizes),), values)

@@ -36,13 +36,15 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         count = 0
-        while True:
-            ok, frame = self._capture.read()
-            if not ok:
-                break
-            count += 1
-            yield frame
-        self._capture.release()
+        try:
+            while True:
+                ok, frame = self._capture.read()
+                if not ok:
+                    break
+                count += 1
+                yield frame
+        finally:  # also where whoever iterates stops early
+            self._capture.release()
         if not count:
             raise UserError(f"The video {self._path!r} has no frame that can be read.")
 

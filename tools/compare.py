@@ -36,6 +36,7 @@ from clsloc import cli
 from clsloc.engine import setup_cfg
 from clsloc.engine.trainer import Trainer
 from clsloc.errors import UserError
+from clsloc.files import make_folder
 from clsloc.gauges.plots import check_matplotlib
 from clsloc.gauges.report import write_report
 from clsloc.prediction import Predictor
@@ -173,7 +174,7 @@ def train(
     """Train or resume one run."""
     resume = ["--resume"] if (folder / "last_checkpoint").exists() else []
     print(f"{'Resuming' if resume else 'Training'} {folder} ...", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(str(folder))
     command = [sys.executable, "-m", "clsloc.train", "--config-file", config]
     command += [*(word for words in args.flag for word in shlex.split(words)), *resume, *args.opts]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]

@@ -36,6 +36,7 @@ from clsloc.checkpoint.convert_backbones import convert_backbone
 from clsloc.checkpoint.convert_detectors import convert_detector
 from clsloc.checkpoint.digest import group_names
 from clsloc.engine import setup_cfg
+from clsloc.engine.checks import get_value
 from clsloc.errors import UserError
 from clsloc.files import atomic_write
 from detectron2.config import CfgNode
@@ -103,7 +104,8 @@ def place(conversion: Conversion, cfg: CfgNode | None, layout: str | None) -> Fi
         if differs(cfg, key, value):
             raise UserError(
                 f"The file holds {conversion.source}, which wants {key} {value}, and the config "
-                f"has {get(cfg, key)}; give another config, or the key and value behind the flags."
+                f"has {get_value(cfg, key)}; give another config, or the key and value behind the "
+                "flags."
             )
     return fit_model(conversion, build_model(cfg).state_dict())
 
@@ -165,16 +167,10 @@ def report(
 
 
 def differs(cfg: CfgNode, key: str, value: Any) -> bool:
-    found = get(cfg, key)
+    found = get_value(cfg, key)
     if isinstance(value, list):
         return list(found) != value
     return found != value
-
-
-def get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 if __name__ == "__main__":

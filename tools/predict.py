@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clsloc import cli
+from clsloc.data.images import IMAGE_ERRORS
 from clsloc.engine import setup_cfg
 from clsloc.errors import UserError
-from clsloc.files import write_error
+from clsloc.files import make_folder, save_picture
 from clsloc.prediction import Predictor, batches_of_one_size, coco_annotations
 from clsloc.video import VideoReader, VideoWriter, is_video
 from detectron2.data import DatasetCatalog, Metadata
@@ -81,7 +82,8 @@ def main(args: argparse.Namespace) -> int:
     cfg = setup_cfg(args, overrides=["MODEL.WEIGHTS", args.weights])
     records, failures = _dataset(args.dataset) if args.dataset else _find_images(args.input)
     records = records[: args.max_images]
-    output = _make_folder(args.output, records)
+    output = make_folder(args.output)
+    _check_apart(output, records)
     predictor = Predictor(cfg)
     metadata = Metadata(thing_classes=[category["name"] for category in predictor.categories])
 
@@ -125,7 +127,8 @@ class Work:
         for ((record, picture), image), instances in zip(batch, self._detect(batch)):
             self._add(record, image, instances)
             ground_truth = record if self.args.compare_gt else None
-            _save(_draw(image, instances, self.metadata, ground_truth), picture)
+            drawn = _draw(image, instances, self.metadata, ground_truth)
+            save_picture(drawn, picture, quality=92)
             print(f"{record['file_name']}: {len(instances)} detections, drawn in {picture}")
 
     def predict_video(self, record: Record, picture: Path) -> None:
@@ -185,15 +188,11 @@ def _expand(path: str) -> list[str]:
     )
 
 
-def _make_folder(name: str, records: list[Record]) -> Path:
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(name, error) from error
+def _check_apart(folder: Path, records: list[Record]) -> None:
     if folder.resolve() in {Path(record["file_name"]).resolve().parent for record in records}:
-        raise UserError(f"The images lie in {name!r} too; choose another folder for --output.")
-    return folder
+        raise UserError(
+            f"The images lie in {str(folder)!r} too; choose another folder for --output."
+        )
 
 
 def _picture_paths(records: list[Record], folder: Path) -> list[Path]:
@@ -210,7 +209,7 @@ def _read(file_name: str) -> np.ndarray:
     """A BGR image (H, W, 3), upright."""
     try:
         return read_image(file_name, format="BGR")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except IMAGE_ERRORS as error:
         raise UserError(f"{file_name!r} cannot be read as an image ({error}).") from error
 
 
@@ -242,13 +241,6 @@ def _draw(
         picture.paste(Image.fromarray(panel.get_image()), (column * width, HEADER))
         ImageDraw.Draw(picture).text((column * width + 4, 2), title, fill="black")
     return picture
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    try:
-        picture.save(path, quality=92)
-    except OSError as error:
-        raise write_error(str(path), error) from error
 
 
 def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:

@@ -30,7 +30,7 @@ from clsloc.data.train_loader import seed_generators
 from clsloc.engine import setup_cfg
 from clsloc.engine.checks import check_config
 from clsloc.errors import UserError
-from clsloc.files import write_error
+from clsloc.files import make_folder, save_picture
 from clsloc.sample_pictures import as_rgb, draw_samples, sample_figures
 from clsloc.sample_record import SampleGroup, recorded_samples
 from detectron2.config import CfgNode
@@ -69,7 +69,8 @@ def main(args: argparse.Namespace) -> None:
             path = folder / f"{len(figures):03d}_{Path(item['file_name']).stem}.png"
             truth = item["instances"].to("cpu")
             image = as_rgb(item["image"], cfg.INPUT.FORMAT)
-            save(draw_samples(image, truth, class_names, groups, index, level_names), path)
+            picture = draw_samples(image, truth, class_names, groups, index, level_names)
+            save_picture(picture, path)
             found = {g.name: sample_figures(g, index, truth, level_names) for g in groups}
             figures.append(
                 {
@@ -130,22 +131,6 @@ def counts(found: dict[str, dict[str, Any]]) -> str:
         + (f", {group['negatives']} negative" if group["negatives"] else "")
         for name, group in found.items()
     )
-
-
-def make_folder(name: str) -> Path:
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(name, error) from error
-    return folder
-
-
-def save(picture: Any, path: Path) -> None:
-    try:
-        picture.save(path)
-    except OSError as error:
-        raise write_error(str(path), error) from error
 
 
 if __name__ == "__main__":

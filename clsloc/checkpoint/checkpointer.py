@@ -2,8 +2,10 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,8 +25,8 @@ class Checkpointer(DetectionCheckpointer):
     - Loading never runs code from a file (:mod:`clsloc.checkpoint.safe_load`).
     - A checkpoint is written whole or not at all, and ``last_checkpoint`` names it only then.
     - After loading, :attr:`digest` and the log say what was loaded, skipped and missing.
-    - With ``complete=True`` (evaluation, prediction) a tensor left unfilled is an error; without,
-      a file that fills no tensor at all is.
+    - With ``complete=True`` (evaluation, prediction) an empty path is an error, and so is a tensor
+      left unfilled; without, a file that fills no tensor at all is.
     """
 
     def __init__(
@@ -50,6 +52,11 @@ class Checkpointer(DetectionCheckpointer):
         self._in_file = 0
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self.complete and not path:
+            raise UserError(
+                "There are no weights, since MODEL.WEIGHTS is empty; name the file of a trained "
+                "model, or evaluate the last checkpoint in OUTPUT_DIR with --eval-only --resume."
+            )
         self._path = path
         try:
             return super().load(path, *args, **kwargs)
@@ -103,19 +110,20 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pkl"):
             return super()._load_file(filename)
-        content = load_pickle(filename)
+        content = _by_name(load_pickle(filename), filename)
         if "model" in content and "__author__" in content:
             return content
         # A Caffe2 file: bare arrays, or arrays under "blobs"; its names need matching.
-        arrays = content.get("blobs", content)
+        arrays = _by_name(content.get("blobs", content), filename)
         model = {name: array for name, array in arrays.items() if not name.endswith("_momentum")}
         return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> Any:
-        return load_torch(filename)
+        return _by_name(load_torch(filename), filename)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        self._in_file = len(checkpoint["model"])
+        state = _by_name(checkpoint["model"], self._path, (torch.Tensor, np.ndarray))
+        self._in_file = len(state)
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
@@ -130,6 +138,15 @@ class Checkpointer(DetectionCheckpointer):
             )
         for line in digest.lines():
             logger.info("%s: %s.", self._path, line)
+
+
+def _by_name(content: Any, path: str, kinds: type | tuple[type, ...] = object) -> dict[str, Any]:
+    """``content``, if it is a mapping to objects of these kinds."""
+    if isinstance(content, Mapping) and all(isinstance(v, kinds) for v in content.values()):
+        return content
+    raise UserError(
+        f"The weight file {path!r} holds no tensors by name; give a checkpoint or a state dict."
+    )
 
 
 def _incomplete(path: str, digest: LoadDigest) -> str:

@@ -43,7 +43,7 @@ def load_pickle(path: str) -> Any:
         try:
             # latin1: the files were written by Python 2.
             return _ArrayUnpickler(file, encoding="latin1").load()
-        except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError) as error:
+        except Exception as error:  # bytes of unknown origin may raise anything
             raise _unreadable(path, error) from error
 
 
@@ -59,7 +59,7 @@ def load_torch(path: str) -> Any:
         try:
             with torch.serialization.safe_globals(_numpy_scalars()):
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        except Exception as error:  # as above
             raise _unreadable(path, error) from error
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clsloc.data.images import IMAGE_ERRORS, swaps_sides
+
 Content = dict[str, Any]
 
 _TOP_KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
-_ROTATED_BY_EXIF = {5, 6, 7, 8}  # orientations that swap width and height
-_EXIF_ORIENTATION = 0x0112
+_SIZE_KEYS = ("width", "height")
 _SLACK = 1.0  # pixels by which a box may leave its image: rounding, or counting from 1
 
 
@@ -109,8 +110,13 @@ def check_same_classes(name: str, content: Content, other: str, other_content: C
 
 
 def category_table(categories: Sequence[dict[str, Any]]) -> list[tuple[int, str, int]]:
-    """(id, name, index that the model uses) of each category, by rising id as Detectron2 does."""
-    rows = sorted((c["id"], str(c.get("name"))) for c in categories if "id" in c)
+    """(id, name, index that the model uses) of each category, by rising id as Detectron2 does.
+
+    Ids that cannot be compared come in the order of their text; :func:`check_coco` reports them.
+    """
+    rows = [(c["id"], str(c.get("name"))) for c in categories if c.get("id") is not None]
+    has_order = _have_an_order([row[0] for row in rows])
+    rows.sort(key=None if has_order else lambda row: str(row[0]))
     return [(key, name, index) for index, (key, name) in enumerate(rows)]
 
 
@@ -118,10 +124,15 @@ def _missing_keys(content: Content) -> Iterable[Finding]:
     remedy = "; --fix fills in what can be known"
     for part, keys in (("images", _IMAGE_KEYS), ("annotations", _ANNOTATION_KEYS)):
         for key in keys:
-            count = sum(key not in item for item in content[part])
+            count = sum(_lacks(item, key) for item in content[part])
             if count:
-                sentence = f"{count} of {len(content[part])} {part} have no {key!r}{remedy}."
+                what = f"{key!r} above 0" if key in _SIZE_KEYS else repr(key)
+                sentence = f"{count} of {len(content[part])} {part} have no {what}{remedy}."
                 yield Finding(f"missing_{part}_{key}", "error", count, sentence)
+
+
+def _lacks(item: dict[str, Any], key: str) -> bool:
+    return not is_side(item.get(key)) if key in _SIZE_KEYS else key not in item
 
 
 def _categories(categories: Sequence[dict[str, Any]]) -> Iterable[Finding]:
@@ -134,6 +145,13 @@ def _categories(categories: Sequence[dict[str, Any]]) -> Iterable[Finding]:
         if twice:
             sentence = f"Several categories have the same {kind[:-1]}: {_some(twice)}."
             yield Finding(f"duplicate_category_{kind}", "error", len(twice), sentence)
+    if None in ids or not _have_an_order(ids):
+        odd = [value for value in ids if not isinstance(value, int)]
+        sentence = (
+            f"The category ids cannot be sorted, as the model does, with {_some(map(repr, odd))} "
+            "among them; give each category a whole number."
+        )
+        yield Finding("unordered_category_ids", "error", len(odd), sentence)
     numbers = sorted(value for value in ids if isinstance(value, int))
     if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         sentence = (
@@ -221,13 +239,21 @@ def is_box(value: Any) -> bool:
     )
 
 
+def is_side(value: Any) -> bool:
+    """Whether ``value`` is a number above 0, as the width and the height of an image are."""
+    return isinstance(value, int | float) and value > 0
+
+
 def box_arrays(
     images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(M, 4) boxes and the (M, 2) width and height of the image of each, infinite if unknown."""
-    unknown = float("inf")
-    sizes = {i.get("id"): (i.get("width", unknown), i.get("height", unknown)) for i in images}
-    of_each = [sizes.get(item.get("image_id"), (unknown, unknown)) for item in annotations]
+    unknown = (float("inf"), float("inf"))
+    sizes = {
+        image.get("id"): [side if is_side(side) else np.inf for side in map(image.get, _SIZE_KEYS)]
+        for image in images
+    }
+    of_each = [sizes.get(item.get("image_id"), unknown) for item in annotations]
     boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
     return boxes, np.array(of_each, dtype=np.float64).reshape(-1, 2)
 
@@ -274,13 +300,13 @@ def _missing_files(images: Sequence[dict[str, Any]], image_root: str) -> list[Fi
 def _look_at_image(image: dict[str, Any], path: Path) -> str | None:
     try:
         with Image.open(path) as opened:
-            size = opened.size
-            rotated = opened.getexif().get(_EXIF_ORIENTATION) in _ROTATED_BY_EXIF
             opened.load()
-    except (OSError, SyntaxError, ValueError):
+            rotated = swaps_sides(opened)
+    except IMAGE_ERRORS:
         return "unreadable_images"
-    upright = size[::-1] if rotated else size
-    if upright != (image.get("width"), image.get("height")):
+    upright = opened.size[::-1] if rotated else opened.size
+    stated = tuple(map(image.get, _SIZE_KEYS))
+    if all(map(is_side, stated)) and stated != upright:
         return "size_mismatches"
     return "exif_rotations" if rotated else None
 
@@ -290,10 +316,18 @@ def _finding(kind: str, severity: str, names: Sequence[str], text: str) -> Findi
     return Finding(kind, severity, len(names), sentence)
 
 
+def _have_an_order(values: Iterable[Any]) -> bool:
+    try:
+        sorted(values)
+    except TypeError:
+        return False
+    return True
+
+
 def _repeated(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def _some(values: Sequence[Any], most: int = 3) -> str:
+def _some(values: Iterable[Any], most: int = 3) -> str:
     distinct = list(dict.fromkeys(map(str, values)))
     return ", ".join(distinct[:most]) + (", ..." if len(distinct) > most else "")

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from clsloc.data.check import Content, box_arrays, degenerate_rows, duplicate_rows, is_box
+from clsloc.data.check import (
+    Content,
+    box_arrays,
+    degenerate_rows,
+    duplicate_rows,
+    is_box,
+    is_side,
+)
+from clsloc.data.images import IMAGE_ERRORS, upright_size
 
 
 def fix_coco(content: Content, image_root: str | None = None) -> tuple[Content, Counter]:
@@ -26,7 +33,8 @@ def fix_coco(content: Content, image_root: str | None = None) -> tuple[Content, 
     done: Counter = Counter()
     fixed = {**content, **copy.deepcopy({key: content[key] for key in ("images", "annotations")})}
     for image in fixed["images"]:
-        if image_root is not None and not (image.get("width") and image.get("height")):
+        known = is_side(image.get("width")) and is_side(image.get("height"))
+        if image_root is not None and not known:
             done["image sizes read from the files"] += _fill_size(image, Path(image_root))
     fixed["annotations"] = _keep_proper(fixed, done)
     _clip(fixed, done)
@@ -43,9 +51,8 @@ def fix_coco(content: Content, image_root: str | None = None) -> tuple[Content, 
 
 def _fill_size(image: dict[str, Any], root: Path) -> int:
     try:
-        with Image.open(root / image["file_name"]) as opened:
-            image["width"], image["height"] = ImageOps.exif_transpose(opened).size
-    except (OSError, KeyError):
+        image["width"], image["height"] = upright_size(root / image["file_name"])
+    except (KeyError, *IMAGE_ERRORS):
         return 0
     return 1
 

@@ -88,21 +88,28 @@ def register_voc(
         directory: holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
         split: the list ``ImageSets/Main/<split>.txt``.
         class_names: the classes in the order of their indices; all classes of the folder
-            ``Annotations`` in alphabetical order if None, so that all splits agree.
+            ``Annotations`` in alphabetical order if None or empty, so that all splits agree.
     """
-    load = functools.partial(_load_voc, name, directory, split, class_names)
-    register_once(name, load, dirname=directory, split=split, evaluator_type="coco")
+    given = list(class_names) if class_names else None
+    register_once(
+        name,
+        functools.partial(_load_voc, name, directory, split, given),
+        dirname=directory,
+        split=split,
+        given_classes=given,
+        evaluator_type="coco",
+    )
 
 
 def _load_voc(
-    name: str, directory: str, split: str, class_names: Sequence[str] | None
+    name: str, directory: str, split: str, class_names: list[str] | None
 ) -> list[dict[str, Any]]:
     for part in ("Annotations", "JPEGImages"):
         _check_exists(name, os.path.join(directory, part), os.path.isdir)
     _check_exists(
         name, os.path.join(directory, "ImageSets", "Main", f"{split}.txt"), os.path.isfile
     )
-    classes = list(class_names or voc_class_names(directory))
+    classes = class_names or voc_class_names(directory)
     MetadataCatalog.get(name).set(thing_classes=classes)
     return load_voc_folder(directory, split, classes)
 

@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from clsloc.data.images import IMAGE_ERRORS
 from clsloc.errors import UserError
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.detection_utils import SizeMismatchError, read_image
 
 Sample = dict[str, Any]
 Mapper = Callable[[Sample], Sample]
@@ -28,9 +29,19 @@ class SafeMapper:
         except SizeMismatchError as error:
             text = " ".join(str(error).split()).rstrip(".")
             reason = f"has another size than the annotations say ({text}); correct them"
-        except (OSError, SyntaxError) as error:  # SyntaxError: PIL's for a broken PNG
+        except IMAGE_ERRORS as error:
+            if isinstance(error, ValueError) and _can_be_read(file_name):
+                raise  # a mistake of the mapper
             reason = f"cannot be read ({error}); replace it or drop it from the dataset"
         return UserError(f"The image {file_name!r} {reason}.")
+
+
+def _can_be_read(file_name: str) -> bool:
+    try:
+        read_image(file_name, format="RGB")
+    except IMAGE_ERRORS:
+        return False
+    return True
 
 
 def raise_errors(batches: Iterable[list[Sample | UserError]]) -> Iterator[list[Sample]]:

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from clsloc.data.augmentations import build_train_augmentations
@@ -37,9 +38,14 @@ def build_train_loader(cfg: CfgNode, seed: int, mapper: Mapper | None = None) ->
         _sampler_maker(cfg, dicts),
         cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        wide=_wider_than_high(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def _wider_than_high(dicts: list[dict]) -> np.ndarray:
+    # Of the plain dicts: a DatasetFromList would unpickle each of them.
+    return np.array([sample["width"] > sample["height"] for sample in dicts], dtype=bool)
 
 
 def _default_mapper(cfg: CfgNode) -> CrowdMapper:
@@ -71,7 +77,7 @@ def _sampler_maker(cfg: CfgNode, dicts: list[dict]) -> partial[Sampler]:
             return partial(_seeded, TrainingSampler, len(dicts))
         case "RepeatFactorTrainingSampler":
             factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-                dicts, cfg.DATALOADER.REPEAT_THRESHOLD
+                dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
             )
             return partial(_seeded, RepeatFactorTrainingSampler, factors)
         case "RandomSubsetTrainingSampler":

@@ -38,7 +38,7 @@ class TrainLoader:
         batch_size: int,
         *,
         seed: int,
-        aspect_ratio_grouping: bool = True,
+        wide: np.ndarray | None = None,
         num_workers: int = 0,
     ) -> None:
         """
@@ -47,6 +47,8 @@ class TrainLoader:
             mapper: from a dataset dict to what the model takes.
             make_sampler: from a seed to one of Detectron2's training samplers.
             batch_size: images of all processes together.
+            wide: (dataset size,) bool, whether an image is wider than high, to group the batches
+                by; None: no grouping.
             num_workers: loader processes; 0 loads in the training process.
 
         Raises:
@@ -65,13 +67,13 @@ class TrainLoader:
         self.num_workers = num_workers
         self.seed = seed
         self.start = 0
-        self._wide = _wider_than_high(dataset) if aspect_ratio_grouping else None
+        self.wide = wide
 
     def __iter__(self) -> Iterator[list[Sample]]:
         batches = ResumableBatches(
             _Stream(self.make_sampler(self.seed)),
             self.batch_size,
-            wide=self._wide,
+            wide=self.wide,
             start=self.start,
             rank=comm.get_rank(),
             world_size=self.world_size,
@@ -120,9 +122,9 @@ class _SeededDataset(Dataset):
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Inside, the global generators of Python, NumPy and torch (CPU) start from ``key``;
-    afterwards they go on as if nothing had been."""
+    afterwards they go on as if nothing had been. Those of GPUs are left alone."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed_generators(*key)
+    _seed_on_cpu(*key)
     try:
         yield
     finally:
@@ -132,16 +134,19 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def seed_generators(*key: int) -> None:
-    """Seed the global generators of Python, NumPy and torch with a hash of non-negative ints."""
+    """Seed the global generators of Python, NumPy and torch, those of GPUs among them, with a
+    hash of non-negative ints."""
+    torch.manual_seed(_seed_on_cpu(*key))
+
+
+def _seed_on_cpu(*key: int) -> int:
     # The length belongs to the key: SeedSequence takes (1, 2) and (1, 2, 0) for the same.
     words = np.random.SeedSequence((len(key), *key)).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
-    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
-
-
-def _wider_than_high(dataset: Sequence[Sample]) -> np.ndarray:
-    return np.fromiter((d["width"] > d["height"] for d in dataset), dtype=bool, count=len(dataset))
+    seed = int(words[2]) << 32 | int(words[3])
+    torch.default_generator.manual_seed(seed)
+    return seed
 
 
 def _as_list(batch: list[Sample]) -> list[Sample]:

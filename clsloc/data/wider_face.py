@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from clsloc.data.images import IMAGE_ERRORS, upright_size
 from clsloc.errors import UserError
 from detectron2.structures import BoxMode
 
@@ -163,11 +162,10 @@ def _existing(root: str, split: str) -> list[tuple[ListedImage, Path, tuple[int,
 
 def _size(file: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(file) as image:
-            return image.size
+        return upright_size(file)
     except FileNotFoundError:
         return None
-    except (OSError, SyntaxError) as error:
+    except IMAGE_ERRORS as error:
         raise UserError(
             f"The image {str(file)!r} cannot be read ({error}); unpack it again."
         ) from error

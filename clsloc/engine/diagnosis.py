@@ -1,12 +1,10 @@
 """Says where training stood when it went wrong."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 _SHOWN_FILES = 16
 
@@ -17,10 +15,8 @@ class StepRecorder:
     def __init__(self, model: nn.Module) -> None:
         self.files: list[str] = []
         self._losses: dict[str, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(self._before),
-            model.register_forward_hook(self._after),
-        ]
+        model.register_forward_pre_hook(self._before)
+        model.register_forward_hook(self._after)
 
     def _before(self, module: nn.Module, inputs: tuple) -> None:
         if module.training:
@@ -47,10 +43,6 @@ class StepRecorder:
             f"iteration {iteration + 1}, learning rate {learning_rate:.4g}, "
             f"losses: {shown or 'none yet'}; images: {files or 'none yet'}{rest}"
         )
-
-    def diverged(self) -> bool:
-        """Whether a loss of the latest step is not finite."""
-        return not all(map(math.isfinite, self.losses().values()))
 
 
 def divergence_sentence(description: str) -> str:

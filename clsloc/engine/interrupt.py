@@ -1,7 +1,14 @@
-"""Ends a run at the next step boundary when somebody asks for it."""
+"""Ends a run when somebody asks for it: one process at the next step boundary, several at once.
 
+Several processes cannot agree on a step while one of them waits for the others in a collective
+call, so none of them waits for a step boundary.
+"""
+
+import multiprocessing
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -11,12 +18,17 @@ class InterruptGuard:
     """Inside, the first Ctrl-C (or SIGTERM) only sets :attr:`requested`, the second one ends the
     program at once. Does nothing outside of the main thread, where no handler can be set."""
 
-    def __init__(self) -> None:
+    def __init__(self, active: bool = True) -> None:
+        """
+        Args:
+            active: False for a guard that does nothing.
+        """
         self.requested = False
+        self._active = active
         self._earlier: dict[int, object] = {}
 
     def __enter__(self) -> "InterruptGuard":
-        if threading.current_thread() is threading.main_thread():
+        if self._active and threading.current_thread() is threading.main_thread():
             self._earlier = {number: signal.signal(number, self._request) for number in _SIGNALS}
         return self
 
@@ -36,3 +48,26 @@ class InterruptGuard:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         self._earlier = {}
+
+
+@contextmanager
+def end_together() -> Iterator[None]:
+    """For the process that starts the others: inside, Ctrl-C and SIGTERM end these at once,
+    whatever they wait for, and raise KeyboardInterrupt."""
+    earlier = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def end_at_once() -> None:
+    """For one of several processes: Ctrl-C ends it even within a call that waits for the others,
+    where Python would not get to raise KeyboardInterrupt. A process whose parent was killed gets
+    the same signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

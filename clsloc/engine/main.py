@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from clsloc.checkpoint import Checkpointer
 from clsloc.cli import INTERRUPTED_STATUS
 from clsloc.engine.checks import check_config, check_frozen_stages, check_learning_rate
 from clsloc.engine.config_file import resolve_config_file
+from clsloc.engine.interrupt import end_at_once, end_together
 from clsloc.engine.projects import ConfigFunction
 from clsloc.engine.results import write_results
 from clsloc.engine.setup import setup_cfg
@@ -30,7 +32,8 @@ from detectron2.utils.logger import setup_logger
 def run(args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = ()) -> int:
     """Call :func:`main` in as many processes as the flags say; on CPUs these use gloo.
 
-    A :class:`~clsloc.errors.UserError` in any of them ends all, with its sentence on stderr.
+    A :class:`~clsloc.errors.UserError` in any of them ends all, with its sentence on stderr;
+    Ctrl-C or SIGTERM in this one ends all.
 
     Args:
         args: from :func:`clsloc.engine.argument_parser`.
@@ -40,16 +43,16 @@ def run(args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = (
         The exit status for ``sys.exit``.
     """
     try:
-        if args.num_machines > 1 and args.dist_url == "auto":
-            raise UserError("Several machines need a common --dist-url, such as tcp://HOST:PORT.")
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args, config_functions),
-        )
+        _check_processes(args, config_functions)
+        with end_together() if _num_processes(args) > 1 else nullcontext():
+            launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args, config_functions),
+            )
     except UserError as error:
         sentence = str(error)
     except KeyboardInterrupt:
@@ -62,6 +65,33 @@ def run(args: argparse.Namespace, config_functions: Sequence[ConfigFunction] = (
         return 0
     sys.stderr.write(f"{sentence}\n")
     return UserError.EXIT_STATUS
+
+
+def _num_processes(args: argparse.Namespace) -> int:
+    return args.num_gpus * args.num_machines
+
+
+def _check_processes(args: argparse.Namespace, config_functions: Sequence[ConfigFunction]) -> None:
+    """What only fails in the other processes, or hangs there."""
+    if args.num_gpus < 1:
+        raise UserError(f"--num-gpus {args.num_gpus} starts no process; give at least 1.")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError("Several machines need a common --dist-url, such as tcp://HOST:PORT.")
+    if _num_processes(args) == 1 or not torch.cuda.is_available():
+        return
+    present = torch.cuda.device_count()
+    if args.num_gpus > present:
+        raise UserError(
+            f"--num-gpus {args.num_gpus} is more than the {present} GPU(s) of this machine; "
+            f"give at most {present}."
+        )
+    device = setup_cfg(args, config_functions=config_functions).MODEL.DEVICE
+    if device != "cuda":
+        raise UserError(
+            "Several processes take a GPU each where there are GPUs, but MODEL.DEVICE is "
+            f"{device!r}; set MODEL.DEVICE cuda, or for processes on CPUs hide the GPUs with "
+            "CUDA_VISIBLE_DEVICES= in front of the command."
+        )
 
 
 def _user_error_in(traceback: str) -> str:
@@ -98,6 +128,8 @@ def main(
 
 def _prepare(args: argparse.Namespace, config_functions: Sequence[ConfigFunction]) -> CfgNode:
     rank = comm.get_rank()
+    if comm.get_world_size() > 1:
+        end_at_once()
     setup_logger(distributed_rank=rank, name="clsloc")
     if args.config_file:
         args.config_file = resolve_config_file(args.config_file)  # default_setup logs its text
@@ -114,11 +146,6 @@ def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     start = time.perf_counter()
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name the datasets to evaluate on.")
-    if not cfg.MODEL.WEIGHTS and not resume:
-        raise UserError(
-            "There are no weights to evaluate; set MODEL.WEIGHTS, or give --resume to take the "
-            "last checkpoint in OUTPUT_DIR."
-        )
     check_config(cfg, cfg.DATASETS.TEST)
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)

@@ -1,13 +1,11 @@
 """The file in which a run leaves its figures."""
 
-import json
-import math
 import platform
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from clsloc.files import atomic_write
+from clsloc.cli import write_json
 from clsloc.origin import commit, hardware
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -27,20 +25,15 @@ def write_results(path: str, results: Mapping[str, Any], *, seconds: float, **mo
     """
     if not comm.is_main_process():
         return
-    metrics = {
-        name: value if math.isfinite(value) else None
-        for name, value in flatten_results_dict(results).items()
-    }
     content = {
-        "metrics": metrics,
+        "metrics": flatten_results_dict(results),
         "seconds": seconds,
         **more,
         "hardware": hardware(),
         "commit": commit(),
         "versions": versions(),
     }
-    with atomic_write(path, "w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
+    write_json(content, path)
 
 
 def versions() -> dict[str, str]:

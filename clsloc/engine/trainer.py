@@ -175,7 +175,7 @@ class Trainer(DefaultTrainer):
         start = time.perf_counter()
         self._trainer.data_loader.seed = self.seed
         self._trainer.data_loader.start = self.start_iter
-        with InterruptGuard() as guard:
+        with InterruptGuard(active=comm.get_world_size() == 1) as guard:
             self._run_steps(guard)
         results = getattr(self, "_last_eval_results", None)
         if results is None:  # resumed where an earlier run had stopped early
@@ -207,7 +207,7 @@ class Trainer(DefaultTrainer):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                    if guard.requested and comm.get_world_size() == 1:
+                    if guard.requested:
                         self._save_and_interrupt()
                     self.iter += 1
                 if self.iter < self.max_iter:

@@ -1,5 +1,7 @@
 """The models that evaluate with test-time augmentation (``TEST.AUG``)."""
 
+import logging
+
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -9,18 +11,28 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, Generalized
 
 __all__ = ["check_augmentation", "with_tta"]
 
+logger = logging.getLogger(__name__)
+
 
 def with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """``model`` with test-time augmentation, sharing its weights; called as the model is.
 
-    Detectron2 has it for R-CNNs. An architecture of a project brings its own by a method
-    ``with_tta(cfg)``.
+    Detectron2 has it for R-CNNs, and merges the views by NMS. An architecture of a project brings
+    its own by a method ``with_tta(cfg)``. RoI heads that may use Soft-NMS have an attribute
+    ``soft_nms``, None where they do not; with Soft-NMS a warning is logged.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
     if hasattr(model, "with_tta"):
         augmented = model.with_tta(cfg)
     else:
+        if getattr(getattr(model, "roi_heads", None), "soft_nms", None) is not None:
+            logger.warning(
+                "Soft-NMS works within each view of TEST.AUG, but the views are merged by NMS at "
+                "MODEL.ROI_HEADS.NMS_THRESH_TEST %g, which takes back most of its effect: do not "
+                "read the metrics with test-time augmentation as those of Soft-NMS.",
+                cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            )
         augmented = GeneralizedRCNNWithTTA(cfg, model)
     return augmented.train(model.training)
 

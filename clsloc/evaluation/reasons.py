@@ -1,5 +1,7 @@
 """Why an average precision has no value, or is 0."""
 
+import contextlib
+import io
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,8 @@ def class_agnostic_recall(coco_eval: Any) -> float:
     again.params.iouThrs = np.array([0.5])
     again.params.areaRng = again.params.areaRng[:1]
     again.params.areaRngLbl = again.params.areaRngLbl[:1]
-    again.evaluate()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        again.evaluate()
     images = [image for image in again.evalImgs if image is not None]
     objects = sum(int((~image["gtIgnore"].astype(bool)).sum()) for image in images)
     matched = sum(

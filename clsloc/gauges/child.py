@@ -36,7 +36,11 @@ class RemoteWorkload:
             text=True,
             env=environment,
         )
-        first = self._ask(settings)
+        try:
+            first = self._ask(settings)
+        except BaseException:
+            self._close()
+            raise
         self.detectron2: str = first["detectron2"]
         self.precision: str = first["precision"]
 
@@ -44,8 +48,7 @@ class RemoteWorkload:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        self._close()
 
     def measure(self, kind: str) -> float:
         """Run one step in the child; returns its seconds as measured there."""
@@ -58,6 +61,9 @@ class RemoteWorkload:
     def peak_memory_mb(self) -> float:
         """The child's peak memory in MiB, above that of the process with all imports done."""
         return self._ask("memory")["mb"]
+
+    def _close(self) -> None:
+        self._process.communicate()  # closes both pipes, whether or not the child still lives
 
     def _ask(self, question: Any) -> dict[str, Any]:
         try:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 from clsloc.layers.conv_norm import ConvNorm
 
@@ -55,10 +56,13 @@ class NonLocalBlock(nn.Module):
                 f"{inter_channels} inner channels of a non-local block do not divide into "
                 f"{groups} groups: choose a multiple."
             )
-        if normalize not in NORMALIZE:
-            raise UserError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
-        if zero_init not in ZERO_INIT:
-            raise UserError(f"zero_init must be one of {', '.join(ZERO_INIT)}, got {zero_init!r}.")
+        check_choice("normalize", normalize, NORMALIZE)
+        check_choice("zero_init", zero_init, ZERO_INIT)
+        if zero_init == "norm" and not norm:
+            raise UserError(
+                f"zero_init 'norm' needs a norm in the non-local block, got {norm!r}: name one, or "
+                "set zero_init to 'conv'."
+            )
         self.groups = groups
         self.normalize = normalize
         self.relu = relu

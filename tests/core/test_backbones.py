@@ -3,12 +3,17 @@
 import pytest
 import torch
 
-from clsloc.backbones import Res2Block, build_deform_resnet_backbone, build_res2net_backbone
+from clsloc.backbones import (
+    BottomUpMaps,
+    Res2Block,
+    build_deform_resnet_backbone,
+    build_res2net_backbone,
+)
 from clsloc.errors import UserError
 from clsloc.layers import DeformConv2d
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_resnet_backbone
+from detectron2.modeling import FPN, build_resnet_backbone
 
 
 def small_cfg(**keys):
@@ -49,6 +54,18 @@ def test_it_starts_as_the_plain_network_with_its_parameters():
 def test_without_deformable_stages_it_is_detectron2s():
     backbone = build_deform_resnet_backbone(small_cfg(), ShapeSpec(channels=3))
     assert not any(isinstance(module, DeformConv2d) for module in backbone.modules())
+
+
+def test_a_pyramid_on_maps_is_that_on_their_network():
+    network = build_resnet_backbone(small_cfg(), ShapeSpec(channels=3)).eval()
+    whole = FPN(network, ["res3"], 8)
+    on_maps = FPN(BottomUpMaps(network.output_shape()), ["res3"], 8)
+    on_maps.load_state_dict(
+        {k: v for k, v in whole.state_dict().items() if not k.startswith("bottom_up.")}
+    )
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(on_maps(network(x))["p3"], whole(x)["p3"])
 
 
 def res2net(**keys):

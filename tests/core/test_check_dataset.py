@@ -69,6 +69,9 @@ def change(**changes):
                                                      "unknown_category_id": 1}),
         (lambda c: c["categories"][0].update(name="cat"), {"duplicate_category_names": 1}),
         (lambda c: c["images"][0].pop("width"), {"missing_images_width": 1}),
+        (lambda c: c["images"][0].update(width=None), {"missing_images_width": 1}),
+        (lambda c: c["images"][0].update(height=0), {"missing_images_height": 1}),
+        (lambda c: c["images"][0].update(height="30"), {"missing_images_height": 1}),
         (lambda c: c["images"].append({"id": 7, "file_name": "1.jpg", "width": 4, "height": 3}),
          {"empty_images": 1}),
         (lambda c: c["annotations"][0].pop("iscrowd"), {"missing_annotations_iscrowd": 1}),
@@ -88,6 +91,28 @@ def test_each_mistake_is_found_alone(folder, mistake, expected):
     wrong = good()
     mistake(wrong)
     assert kinds(check_coco(wrong, str(folder))) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [("x", [(3, "cat", 0), ("x", "dog", 1)]), (None, [(3, "cat", 0)])],
+)
+def test_category_ids_that_cannot_be_sorted(key, table):
+    wrong = good()
+    wrong["categories"][0]["id"] = wrong["annotations"][1]["category_id"] = key
+    (finding,) = check_coco(wrong)
+    assert (finding.kind, finding.severity, finding.count) == ("unordered_category_ids", "error", 1)
+    assert repr(key) in finding.sentence
+    assert category_table(wrong["categories"]) == table
+
+
+def test_the_command_reports_category_ids_that_cannot_be_sorted(folder, capsys):
+    wrong = good()
+    wrong["categories"].append({"id": "x", "name": "fox"})
+    file = folder / "a.json"
+    file.write_text(json.dumps(wrong))
+    assert tool()("--coco", "train", file, folder) == 1
+    assert "cannot be sorted, as the model does, with 'x' among them" in capsys.readouterr().out
 
 
 def test_corners_instead_of_sizes_are_recognised():
@@ -119,6 +144,12 @@ def test_missing_and_damaged_and_rotated_images(folder):
     assert kinds(check_images(good(), str(folder))) == {"exif_rotations": 2}
 
 
+def test_an_image_without_a_size_has_no_other_one(folder):
+    unknown = good()
+    unknown["images"][0].update(width=None)
+    assert check_images(unknown, str(folder)) == []
+
+
 def test_differing_categories_are_named():
     other = good()
     other["categories"][0]["name"] = "fox"
@@ -148,6 +179,20 @@ def test_a_repaired_copy_has_no_errors(folder):
     assert fixed["annotations"][3]["area"] == 50
     assert fixed["images"][0]["width"] == 40
     assert done["boxes without area dropped"] == 1 and done["repeated boxes dropped"] == 1
+
+
+@pytest.mark.parametrize("width", [None, 0, "40"])
+def test_a_size_that_is_none_is_read_from_the_upright_image(folder, width):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (30, 40)).save(folder / "1.jpg", exif=exif)
+    wrong = good()
+    wrong["images"][0]["width"] = width
+    fixed, done = fix_coco(wrong, str(folder))
+    assert fixed == good()
+    assert done == {"image sizes read from the files": 1}
+    unread, done = fix_coco(wrong)
+    assert (unread, done) == (wrong, {})  # no box is dropped
 
 
 def tool():
@@ -194,6 +239,27 @@ def test_a_voc_folder_is_checked_too(folder, capsys):
     )
     assert tool()("--voc", "train", folder / "voc", "train") == 1
     assert "1 of 2 boxes have no area" in capsys.readouterr().out
+
+
+def test_voc_objects_without_a_name_are_reported(folder, capsys):
+    for sub in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / "voc" / sub).mkdir(parents=True)
+    (folder / "voc/ImageSets/Main/train.txt").write_text("1\n")
+    (folder / "1.jpg").rename(folder / "voc/JPEGImages/1.jpg")
+    box = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>20</xmax><ymax>10</ymax></bndbox>"
+    names = ("<name>cell</name>", "<name/>", "")
+    objects = "".join(f"<object>{n}{box.format(x)}</object>" for x, n in enumerate(names, 1))
+    size = "<size><width>40</width><height>tall</height></size>"
+    (folder / "voc/Annotations/1.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    fixed = folder / "fixed"
+    assert tool()("--voc", "train", folder / "voc", "train", "--fix", fixed) == 1
+    out = capsys.readouterr().out
+    assert "2 of 3 annotations have no 'category_id'" in out
+    assert "1 of 1 images have no 'height' above 0" in out
+    assert tool()("--coco", "train", fixed / "train.json", folder / "voc/JPEGImages") == 0
+    content = json.loads((fixed / "train.json").read_text())
+    assert content["images"] == [{"id": 1, "file_name": "1.jpg", "width": 40, "height": 30}]
+    assert [item["bbox"] for item in content["annotations"]] == [[0, 0, 20, 10]]
 
 
 def test_arrays_are_not_needed_for_an_empty_dataset():

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import random
 from collections import OrderedDict
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from clsloc.checkpoint import Checkpointer, load_file
+from clsloc.engine import setup_cfg
 from clsloc.errors import UserError
+from clsloc.prediction import Predictor
 from detectron2.layers import FrozenBatchNorm2d
 
 
@@ -78,6 +81,71 @@ def test_a_truncated_file_is_a_sentence(tmp_path, ending):
     path.write_bytes(whole.read_bytes()[:200])
     with pytest.raises(UserError, match=f"weights.{ending}.*damaged"):
         Checkpointer(model()).load(str(path))
+
+
+@pytest.mark.parametrize(
+    "content, error",
+    [
+        (b"cnumpy\nndarray\n(tR.", TypeError),
+        (b"I1\n(I1\nI2\ndb.", AttributeError),
+        (b"c_codecs\nencode\n(Va\nVno_such_code\ntR.", LookupError),
+        (b"cnumpy\nndarray\n((L%dL\nttR." % 2**55, MemoryError),
+        (b"", EOFError),
+    ],
+)
+def test_whatever_a_damaged_file_raises_is_a_sentence(tmp_path, content, error):
+    (tmp_path / "weights.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.pkl' is damaged") as caught:
+        load_file(str(tmp_path / "weights.pkl"))
+    assert isinstance(caught.value.__cause__, error)
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "zip.pth", "old.pth"])
+def test_files_with_a_few_wrong_bytes_load_or_are_a_sentence(tmp_path, name):
+    path, state = tmp_path / name, model().state_dict()
+    if name == "weights.pkl":
+        arrays = {key: value.numpy() for key, value in state.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "me"}))
+    else:
+        torch.save({"model": state}, path, _use_new_zipfile_serialization=name == "zip.pth")
+    whole, refused = path.read_bytes(), 0
+    for seed in range(40):
+        choose, damaged = random.Random(seed), bytearray(whole)
+        for _ in range(10):
+            damaged[choose.randrange(len(damaged))] = choose.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            Checkpointer(model()).load(str(path))
+        except UserError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "content", [3, [torch.zeros(2)], {"model": {"body": {"weight": 1}}}, {"blobs": [1]}]
+)
+@pytest.mark.parametrize("ending", ["pkl", "pth"])
+def test_a_file_without_tensors_by_name_is_a_sentence(tmp_path, content, ending):
+    path = tmp_path / f"weights.{ending}"
+    if ending == "pth":
+        torch.save(content, path)
+    else:
+        plain = [np.zeros(2)] if isinstance(content, list) else content
+        path.write_bytes(pickle.dumps(plain))
+    with pytest.raises(UserError, match=f"weights.{ending}' holds no tensors by name"):
+        Checkpointer(model()).load(str(path))
+
+
+def test_without_weights_nothing_is_evaluated_or_predicted():
+    assert Checkpointer(model()).load("") == {}  # training from scratch
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty; name the file.*--resume"):
+        Checkpointer(model(), complete=True).load("")
+    cfg = setup_cfg(
+        config_file="digits/faster_rcnn_R_18_FPN.yaml", overrides=["MODEL.DEVICE", "cpu"]
+    )
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
+        Predictor(cfg)
 
 
 def test_a_missing_file_is_a_sentence(tmp_path):

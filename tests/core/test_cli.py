@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clsloc import cli
@@ -106,6 +107,14 @@ def test_status_of_main_is_passed_on(status: int | None) -> None:
 def test_json_is_written_with_its_folder() -> None:
     cli.write_json({"a": [1, 2.5]}, "new/folder/report.json")
     assert json.loads(Path("new/folder/report.json").read_text()) == {"a": [1, 2.5]}
+
+
+def test_json_has_null_for_what_is_no_number() -> None:
+    nan, infinity = float("nan"), float("inf")
+    report = {"a": nan, "b": [1, (-infinity, 2.5)], "c": {"d": np.float64(nan), "e": "NaN"}}
+    cli.write_json(report, "report.json")
+    found = json.loads(Path("report.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"a": None, "b": [1, [None, 2.5]], "c": {"d": None, "e": "NaN"}}
 
 
 def test_json_that_cannot_be_written_is_a_user_error() -> None:

@@ -1,12 +1,19 @@
 """Two processes on CPUs, through the same command as GPUs."""
 
+import contextlib
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+
+from clsloc.cli import INTERRUPTED_STATUS
+from clsloc.engine.interrupt import InterruptGuard, end_together
 
 PROGRAM = """
 import sys
@@ -40,16 +47,19 @@ INPUT.RANDOM_FLIP horizontal DATASETS.TEST ()
 """.split()
 
 
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def launch(tmp_path, *flags, processes=2):
     (tmp_path / "train.py").write_text(PROGRAM)
     (tmp_path / "tiny.yaml").write_text(TINY)
     command = [sys.executable, "train.py", "--num-gpus", str(processes)]
     command += ["--config-file", "tiny.yaml", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [*command, "OUTPUT_DIR", f"out{processes}"],
         cwd=tmp_path,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -92,3 +102,56 @@ def test_an_error_of_all_processes_appears_once(tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("SOLVER.NO_SUCH_KEY") == 2  # in one sentence: given, and at fault
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "number, workers", [(signal.SIGINT, "0"), (signal.SIGTERM, "1")], ids=["ctrl_c", "term"]
+)
+def test_a_signal_ends_all_processes_at_once(number, workers, tmp_path, coco_folder):
+    coco_folder(*[[(3, (10, 10, 90, 90))]] * 4)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    words = ["--num-gpus", "2", "--config-file", "tiny.yaml", "--coco", "pets", "instances.json",
+             ".", "SOLVER.MAX_ITER", "99999", "SOLVER.CHECKPOINT_PERIOD", "1",
+             "DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR", "out"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clsloc.train", *words], cwd=tmp_path, start_new_session=True,
+        text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(),
+        # What starts in the background ignores Ctrl-C; it has to end all the same.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 200
+        while not (tmp_path / "out" / "last_checkpoint").exists() and time.monotonic() < end:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.2)
+        if number == signal.SIGINT:  # a terminal sends it to all
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        # Until nobody holds the other end of the pipe: no process, no worker of a loader.
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == INTERRUPTED_STATUS, error
+        assert "Traceback" not in error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_guard_of_one_of_several_processes_leaves_the_signals_alone():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with InterruptGuard(active=False) as guard:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not guard.requested
+
+
+def test_the_others_end_with_the_process_that_started_them():
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(100,))
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), end_together():
+        other.start()
+        signal.raise_signal(signal.SIGTERM)
+    other.join(10)
+    assert other.exitcode == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is handler

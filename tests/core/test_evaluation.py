@@ -5,12 +5,15 @@ import math
 
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from clsloc.data import register_datasets
 from clsloc.engine import setup_cfg
 from clsloc.errors import UserError
 from clsloc.evaluation import BoxEvaluator, build_evaluator
 from clsloc.evaluation.coco import AP_BY_IOU, REPORTED
+from clsloc.evaluation.reasons import class_agnostic_recall
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.evaluation import DatasetEvaluators
@@ -64,6 +67,15 @@ def reasons(caplog, pets, found):
     return " ".join(
         record.getMessage() for record in caplog.records if record.name.startswith("clsloc")
     )
+
+
+def test_recall_without_classes_by_hand_and_in_silence(coco_folder, capsys):
+    truth = COCO(coco_folder([(3, (0, 0, 100, 100)), (7, (100, 0, 100, 100))])[0])
+    row = {"image_id": 0, "category_id": 7, "bbox": [0, 0, 100, 90], "score": 0.5}
+    found = truth.loadRes([row])  # the cat, taken for a dog
+    capsys.readouterr()
+    assert class_agnostic_recall(COCOeval(truth, found, "bbox")) == 0.5
+    assert capsys.readouterr().out == ""
 
 
 def test_an_ap_without_value_or_of_zero_comes_with_its_reason(pets, caplog):

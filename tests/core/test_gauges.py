@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -255,10 +256,19 @@ def test_a_child_process_measures_time_and_memory():
         assert remote.peak_memory_mb() > 10
 
 
-def test_a_child_that_fails_is_a_sentence(capfd):
+def test_a_child_that_fails_is_a_sentence_and_leaves_nothing(capfd, monkeypatch):
+    started, start = [], subprocess.Popen
+
+    def noted(*args, **kwargs):
+        started.append(start(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
     with pytest.raises(UserError, match="ended early"):
         RemoteWorkload({"config_file": "nowhere.yaml", "size": (64, 64)})
     assert "nowhere.yaml" in capfd.readouterr().err
+    (child,) = started
+    assert child.returncode == 2 and child.stdin.closed and child.stdout.closed
 
 
 def test_the_command_writes_its_figures(tmp_path, capsys):

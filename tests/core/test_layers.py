@@ -143,6 +143,9 @@ def test_nonlocal_rejects_what_it_cannot_do():
         NonLocalBlock(16, 8, normalize="sum")
     with pytest.raises(UserError, match="'all'"):
         NonLocalBlock(16, 8, zero_init="all")
+    with pytest.raises(UserError, match=r"zero_init 'norm' needs a norm .* got ''"):
+        NonLocalBlock(16, 8, norm="", zero_init="norm")
+    assert not NonLocalBlock(16, 8, norm="", zero_init="conv").out.weight.any()
 
 
 # --- ConvTower ---

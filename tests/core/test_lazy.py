@@ -5,6 +5,7 @@ from clsloc.lazy import (
     foreground_rows,
     rows_are_independent,
     rows_of_batch,
+    spread_rows,
     surviving_rows,
     take_rows,
 )
@@ -40,6 +41,23 @@ def test_rows_of_the_batch():
     batch = torch.arange(9)
     per_image = torch.cat(take_rows(batch.split([3, 4, 2]), rows))
     assert torch.equal(batch[rows_of_batch(rows, [3, 4, 2])], per_image)
+
+
+def test_values_of_some_rows_among_zeros():
+    rows = [torch.tensor([0, 2]), torch.tensor([], dtype=torch.int64), torch.tensor([1])]
+    values = torch.tensor([[1.0, 2], [3, 4], [5, 6]], requires_grad=True)
+    spread = spread_rows(values, rows, [3, 1, 2])
+    assert spread.tolist() == [[1, 2], [0, 0], [3, 4], [0, 0], [0, 0], [5, 6]]
+    (spread * torch.arange(12.0).view(6, 2)).sum().backward()
+    assert values.grad.tolist() == [[0, 1], [4, 5], [10, 11]]
+
+
+def test_zeros_alone_where_no_row_has_a_value():
+    none = torch.tensor([], dtype=torch.int64)
+    values = torch.zeros(0, 4, requires_grad=True)
+    spread = spread_rows(values, [none, none], [2, 1])
+    assert torch.equal(spread, torch.zeros(3, 4)) and spread.requires_grad
+    assert spread_rows(values.double(), [none], [0]).shape == (0, 4)
 
 
 def test_detections_and_their_rows_are_those_of_all_rows():

@@ -1,10 +1,12 @@
 """Datasets from lists: COCO JSON, VOC folders, repeated and in other processes."""
 
 import pytest
+from PIL import Image
 
 from clsloc.data import register_datasets
 from clsloc.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
 pytestmark = pytest.mark.usefixtures("forget_datasets")
@@ -75,6 +77,59 @@ def test_voc_size_from_the_image_where_the_annotation_has_none(voc_folder, tmp_p
     register_datasets([["pets", "voc", directory, "train"]])
     (image,) = DatasetCatalog.get("pets")
     assert (image["height"], image["width"]) == (150, 200)
+
+
+@pytest.mark.parametrize("width", ["0", "wide", ""])
+def test_voc_size_of_an_image_that_is_stored_on_its_side(voc_folder, tmp_path, width):
+    directory = voc_folder({"train": ["a"]}, {"a": [("dog", (1, 1, 9, 9), 0)]})
+    file = tmp_path / "voc" / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<width>200<", f"<width>{width}<"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 150)).save(tmp_path / "voc/JPEGImages/a.jpg", exif=exif)
+    register_datasets([["pets", "voc", directory, "train"]])
+    (image,) = DatasetCatalog.get("pets")
+    assert (image["height"], image["width"]) == (200, 150)
+    assert read_image(image["file_name"]).shape[:2] == (200, 150)
+
+    (tmp_path / "voc/JPEGImages/a.jpg").write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"a\.jpg' cannot be read .*; replace it or drop it"):
+        DatasetCatalog.get("pets")
+
+
+def test_a_voc_object_without_a_name_is_a_sentence(voc_folder, tmp_path):
+    directory = voc_folder(
+        {"train": ["a"]}, {"a": [("", (1, 1, 9, 9), 0), ("dog", (1, 1, 9, 9), 0)]}
+    )
+    register_datasets([["pets", "voc", directory, "train"]])
+    with pytest.raises(
+        UserError, match=r"a\.xml' has an object of class '', which is none of \['dog"
+    ):
+        DatasetCatalog.get("pets")
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "none"])
+def test_a_voc_annotation_in_another_encoding_is_a_sentence(voc_folder, tmp_path, encoding):
+    directory = voc_folder({"train": ["a"]}, {"a": []})
+    file = tmp_path / "voc" / "Annotations" / "a.xml"
+    file.write_text(f'<?xml version="1.0" encoding="{encoding}"?>{file.read_text()}')
+    register_datasets([["pets", "voc", directory, "train"]])
+    with pytest.raises(UserError, match=r"a\.xml' cannot be read: .* encoding"):
+        DatasetCatalog.get("pets")
+
+
+def test_the_classes_given_for_a_voc_folder_belong_to_it(voc_folder):
+    source = ["v", "voc", voc_folder({"t": ["a"]}, {"a": [("ant", (1, 1, 9, 9), 0)]}), "t"]
+    register_datasets([[*source, ["zebra", "ant"]], [*source, ("zebra", "ant")]])
+    with pytest.raises(UserError, match=r"given_classes is \['zebra', 'ant'\], not \['ant'\]"):
+        register_datasets([[*source, ["ant"]]])
+    with pytest.raises(UserError, match=r"given_classes is \['zebra', 'ant'\], not None"):
+        register_datasets([source])
+    source[0] = "w"
+    register_datasets([source, [*source, []]])  # both: all classes of the folder
+    DatasetCatalog.get("w")
+    with pytest.raises(UserError, match=r"given_classes is None, not \['ant'\]"):
+        register_datasets([[*source, ["ant"]]])
 
 
 def test_twice_is_once(coco_folder, voc_folder):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ import torch
 from PIL import Image
 
 from clsloc.data.batches import ResumableBatches
+from clsloc.data.train_data import build_train_loader
 from clsloc.data.train_loader import TrainLoader, seed_generators, seeded
+from clsloc.engine import setup_cfg
 from clsloc.errors import UserError
+from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 SIZES = [(8, 6), (6, 8), (8, 6), (6, 6), (6, 8), (10, 4), (8, 6)]  # (width, height)
@@ -41,6 +46,7 @@ def loader(batch_size=2, **kwargs) -> TrainLoader:
         "mapper": draw,
         "make_sampler": lambda seed: TrainingSampler(len(SIZES), seed=seed),
         "seed": 5,
+        "wide": np.array([w > h for w, h in SIZES]),
     }
     return TrainLoader(dataset(), batch_size=batch_size, **settings | kwargs)
 
@@ -74,8 +80,9 @@ def test_processes_share_each_batch():
 
 @pytest.mark.parametrize("grouping", [True, False])
 def test_the_number_of_workers_does_not_matter(grouping):
-    one = take(loader(aspect_ratio_grouping=grouping), 9)
-    assert one == take(loader(aspect_ratio_grouping=grouping, num_workers=2), 9)
+    settings = {} if grouping else {"wide": None}
+    one = take(loader(**settings), 9)
+    assert one == take(loader(**settings, num_workers=2), 9)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -126,6 +133,57 @@ def test_seeded_is_a_function_of_its_key():
 
     assert values(1, 2) == values(1, 2)
     assert len({values(1, 2), values(2, 1), values(1, 2, 0), values(12)}) == 4
+
+
+def test_the_generators_of_gpus_are_seeded_by_a_step_and_not_by_a_sample(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    take(loader(), 1)
+    assert seeds == []
+    seed_generators(1, 2)
+    assert seeds == [torch.initial_seed()]
+    with seeded(1, 2):
+        assert torch.initial_seed() == seeds[0]  # the CPU's numbers are those of a step
+
+
+@pytest.fixture
+def build(forget_datasets):
+    """The loader of a config: of four images, two wider than high, one has a rare object."""
+
+    def build(**keys):
+        rare = {"bbox": [0, 0, 2, 2], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+        usual = rare | {"category_id": 0}
+        samples = [
+            sample | {"image_id": i, "annotations": [usual, rare] if i == 0 else [usual]}
+            for i, sample in enumerate(dataset()[:4])
+        ]
+        DatasetCatalog.register("four", lambda: samples)
+        cfg = setup_cfg(freeze=False)
+        cfg.DATASETS.TRAIN = ("four",)
+        cfg.DATALOADER.update(keys)
+        return build_train_loader(cfg, seed=0, mapper=draw)
+
+    return build
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_a_config_says_whether_batches_are_grouped(build, grouping, monkeypatch):
+    # To unpickle each sample of a large dataset would take long.
+    monkeypatch.setattr(DatasetFromList, "__getitem__", lambda self, index: pytest.fail("read"))
+    wide = build(ASPECT_RATIO_GROUPING=grouping).wide
+    assert (wide.tolist() if grouping else wide) == (
+        [True, False, True, False] if grouping else None
+    )
+
+
+@pytest.mark.parametrize(("square_root", "times"), [(True, 2), (False, 4)])
+def test_how_often_a_rare_object_comes(build, square_root, times):
+    """In a quarter of the images, wanted in all of them: four times, of which the root is two."""
+    built = build(
+        SAMPLER_TRAIN="RepeatFactorTrainingSampler", REPEAT_THRESHOLD=1.0, REPEAT_SQRT=square_root
+    )
+    epoch = itertools.islice(built.make_sampler(0)._infinite_indices(), 3 + times)
+    assert Counter(epoch) == {0: times, 1: 1, 2: 1, 3: 1}
 
 
 def test_a_batch_that_cannot_be_shared_out_is_a_sentence(monkeypatch):

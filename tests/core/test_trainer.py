@@ -1,13 +1,15 @@
 """Training, evaluation and results.json on a few tiny images."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from clsloc.engine import Trainer, argument_parser, main, run
+from clsloc.engine import Trainer, argument_parser, main, run, setup_cfg
 from clsloc.engine.results import write_results
+from clsloc.engine.tta import with_tta
 from clsloc.evaluation.coco import REPORTED
 
 DDOD_CONFIGS = Path(__file__).parents[2] / "projects" / "ddod" / "configs" / "digits"
@@ -110,9 +112,16 @@ def test_augmentation_that_cannot_be_is_refused_before_training(keys, message, p
     assert message in capfd.readouterr().err
 
 
-def test_every_parameter_is_trained(parse):
-    from clsloc.engine import setup_cfg
+def test_merging_views_after_soft_nms_is_warned_about(parse, caplog):
+    cfg = setup_cfg(parse())
+    model = Trainer.build_model(cfg)
+    for soft_nms, warned in ((None, False), ({"method": "linear"}, True)):
+        model.roi_heads.soft_nms = soft_nms
+        with_tta(cfg, model)
+        assert ("merged by NMS at MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5" in caplog.text) == warned
 
+
+def test_every_parameter_is_trained(parse):
     trainer = Trainer(setup_cfg(parse()))
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
@@ -132,6 +141,44 @@ def test_user_errors_become_a_sentence_and_status_2(parse, capfd):
 def test_several_machines_need_an_address(parse, capfd):
     assert run(parse("--num-machines", "2")) == 2
     assert "--dist-url" in capfd.readouterr().err
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Two GPUs; instead of starting processes their number is noted."""
+    numbers = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    module = sys.modules[run.__module__]
+    monkeypatch.setattr(module, "launch", lambda main, number, **_: numbers.append(number))
+    return numbers
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--num-gpus", "3"), "--num-gpus 3 is more than the 2 GPU(s) of this machine; give at"),
+        (("--num-gpus", "0"), "--num-gpus 0 starts no process; give at least 1."),
+        (("--num-gpus", "2"), "MODEL.DEVICE is 'cpu'; set MODEL.DEVICE cuda"),
+        (("--num-gpus", "2", "MODEL.DEVICE", "cuda:1"), "MODEL.DEVICE is 'cuda:1'; set"),
+        (("--num-machines", "2", "--dist-url", "tcp://a:1"), "MODEL.DEVICE is 'cpu'; set"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused_before_they_start(
+    flags, message, parse, launched, capfd
+):
+    assert run(parse(*flags)) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert launched == []
+
+
+def test_processes_that_can_be_are_started(parse, launched, monkeypatch):
+    assert run(parse()) == 0  # one, on the CPU
+    assert run(parse("--num-gpus", "2", "MODEL.DEVICE", "cuda")) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(parse("--num-gpus", "4")) == 0
+    assert launched == [1, 2, 4]
 
 
 def test_what_is_logged_is_in_tensorboard_too(parse, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clsloc.cli import run
 from clsloc.data import register_datasets
-from clsloc.data.wider_face import read_list
+from clsloc.data.wider_face import load_wider_face, read_list
 from clsloc.engine import argument_parser, setup_cfg
 from clsloc.errors import UserError
 from clsloc.evaluation import BoxEvaluator, WIDERFaceEvaluator, build_evaluator
@@ -463,6 +463,16 @@ def test_images_and_faces_of_a_list(wider_face, caplog):
     assert "left out 1 of 4 images" in caplog.text and "missing.jpg" in caplog.text
     assert len(caplog.records) == 2
     assert MetadataCatalog.get("faces").thing_classes == ["face"]
+
+
+def test_the_size_is_that_of_the_upright_image(wider_face):
+    root = wider_face()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 150)).save(root / "WIDER_val/images/0--Parade/one.jpg", exif=exif)
+    one, two, _ = load_wider_face(str(root), "val")
+    assert (one["width"], one["height"]) == (150, 200)
+    assert (two["width"], two["height"]) == (200, 150)
 
 
 def test_an_invalid_face_is_not_trained_on(wider_face):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clsloc.backbones import build_deform_resnet_backbone, build_res2net_backbone
-from clsloc.errors import UserError
+from clsloc.config import check_choice
 from ddod.path_aggregation import PathAggregation
 from ddod.ssh import SSHPyramid
 from detectron2.config import CfgNode
@@ -51,10 +51,8 @@ def build_ddod_res2net_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Bac
 
 def _pyramid(cfg: CfgNode, bottom_up: Backbone) -> Backbone:
     node, channels = cfg.MODEL.DDOD.FPN, cfg.MODEL.FPN.OUT_CHANNELS
-    if node.P6_FROM not in ("p5", "res5"):
-        raise UserError(f"MODEL.DDOD.FPN.P6_FROM is p5 or res5, got {node.P6_FROM!r}.")
-    if node.TYPE not in PYRAMIDS:
-        raise UserError(f"MODEL.DDOD.FPN.TYPE is one of {', '.join(PYRAMIDS)}, got {node.TYPE!r}.")
+    check_choice("MODEL.DDOD.FPN.P6_FROM", node.P6_FROM, ("p5", "res5"))
+    check_choice("MODEL.DDOD.FPN.TYPE", node.TYPE, PYRAMIDS)
     in_channels = channels if node.P6_FROM == "p5" else bottom_up.output_shape()["res5"].channels
     return PYRAMIDS[node.TYPE](
         bottom_up=bottom_up,

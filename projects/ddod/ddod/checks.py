@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from clsloc.engine.checks import get_value
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
@@ -40,9 +41,7 @@ def check_values(node: CfgNode, feature_names: Collection[str]) -> None:
         UserError: for the first value that cannot be.
     """
     for key, (is_valid, words) in _RULES.items():
-        value = node
-        for name in key.split("."):
-            value = value[name]
+        value = get_value(node, key)
         if not is_valid(value):
             raise UserError(f"MODEL.DDOD.{key} is {words}, got {value}.")
     unknown = [name for name in node.IN_FEATURES if name not in feature_names]

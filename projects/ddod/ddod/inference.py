@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clsloc.errors import UserError
+from clsloc.config import check_choice
 from clsloc.fusion import fuse_quality
 from clsloc.nms import SOFT_NMS_METHODS, soft_nms, voting_nms
 from detectron2.layers import batched_nms
@@ -61,12 +61,7 @@ class DenseInference:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise UserError(
-                    f"MODEL.DDOD.TEST.{name.upper()} is {', '.join(choices[:-1])} or "
-                    f"{choices[-1]}, got {value!r}."
-                )
+            check_choice(f"MODEL.DDOD.TEST.{name.upper()}", getattr(self, name), choices)
 
     def __call__(
         self,

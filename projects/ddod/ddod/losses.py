@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clsloc.box_losses import BOX_LOSSES
 from clsloc.boxes import elementwise_iou
-from clsloc.errors import UserError
+from clsloc.config import check_choice
 from ddod.normalizer import LossNormalizer
 from ddod.reweight import PyramidReweighter
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -86,15 +86,8 @@ class DDODLosses(nn.Module):
             smooth_l1_beta: 0 for L1.
         """
         super().__init__()
-        if quality not in QUALITIES:
-            raise UserError(
-                f"MODEL.DDOD.QUALITY is one of {', '.join(QUALITIES)}, got {quality!r}."
-            )
-        if box_type not in (*BOX_LOSSES, "smooth_l1"):
-            raise UserError(
-                "MODEL.DDOD.LOSS.BOX_TYPE is one of "
-                f"{', '.join([*BOX_LOSSES, 'smooth_l1'])}, got {box_type!r}."
-            )
+        check_choice("MODEL.DDOD.QUALITY", quality, QUALITIES)
+        check_choice("MODEL.DDOD.LOSS.BOX_TYPE", box_type, (*BOX_LOSSES, "smooth_l1"))
         self.reweighter = reweighter
         self.normalizer = normalizer
         self.coder = coder

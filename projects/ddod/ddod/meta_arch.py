@@ -16,6 +16,7 @@ from clsloc.assigners import (
     anchors_in_crowds,
     valid_anchors,
 )
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 from clsloc.sample_record import is_recording, record_samples
 from ddod.checks import check_values
@@ -242,7 +243,8 @@ class DDOD(DenseDetector):
         if index is None:
             index = torch.arange(len(anchors.boxes), device=anchors.boxes.device)
         kept = ~anchors_in_crowds(anchors.boxes[index], crowds, self.ignore_iof_thr)
-        return index[kept], [int(level.sum()) for level in kept.split(sizes)]
+        per_level = torch.stack([level.sum() for level in kept.split(sizes)])
+        return index[kept], per_level.tolist()
 
     def _assign(
         self,
@@ -333,6 +335,7 @@ class DDOD(DenseDetector):
 def build_assigner(cfg: CfgNode, num_anchors: int) -> DenseAssigner:
     """The assigner of ``MODEL.DDOD.ASSIGN``, for that many anchors at a location."""
     node = cfg.MODEL.DDOD.ASSIGN
+    check_choice("MODEL.DDOD.ASSIGN.MODE", node.MODE, ("cost", "atss", "iou"))
     topk = node.TOPK * (num_anchors if node.TOPK_PER_ANCHOR else 1)
     if node.MODE == "cost":
         return CostAssigner(
@@ -344,10 +347,8 @@ def build_assigner(cfg: CfgNode, num_anchors: int) -> DenseAssigner:
         )
     if node.MODE == "atss":
         return ATSSAssigner(topk)
-    if node.MODE == "iou":
-        reg = node.IOU_CLS if node.SHARED else node.IOU_REG
-        return MaxIoUAssigner(node.IOU_CLS, reg, low_quality=node.LOW_QUALITY)
-    raise UserError(f"MODEL.DDOD.ASSIGN.MODE is cost, atss or iou, got {node.MODE!r}.")
+    reg = node.IOU_CLS if node.SHARED else node.IOU_REG
+    return MaxIoUAssigner(node.IOU_CLS, reg, low_quality=node.LOW_QUALITY)
 
 
 def _anchors_of_location(anchor_generator: nn.Module) -> int:
@@ -362,12 +363,11 @@ def _anchors_of_location(anchor_generator: nn.Module) -> int:
 
 def _build_coder(cfg: CfgNode, shapes: list[ShapeSpec]) -> Box2BoxTransform | PointTransform:
     node, anchors = cfg.MODEL.DDOD, cfg.MODEL.ANCHOR_GENERATOR
+    check_choice("MODEL.DDOD.CODER", node.CODER, ("delta", "ltrb"))
     if node.CODER == "delta":
         return Box2BoxTransform(weights=tuple(node.BBOX_REG_WEIGHTS))
-    if node.CODER == "ltrb":
-        strides = [shape.stride for shape in shapes]
-        return PointTransform(anchor_side_in_strides(anchors.SIZES, anchors.ASPECT_RATIOS, strides))
-    raise UserError(f"MODEL.DDOD.CODER is delta or ltrb, got {node.CODER!r}.")
+    strides = [shape.stride for shape in shapes]
+    return PointTransform(anchor_side_in_strides(anchors.SIZES, anchors.ASPECT_RATIOS, strides))
 
 
 def _build_losses(

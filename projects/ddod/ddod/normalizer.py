@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clsloc.errors import UserError
+from clsloc.config import check_choice
 from detectron2.utils import comm
 
 __all__ = ["BatchCounts", "LossNormalizer"]
@@ -47,10 +47,7 @@ class LossNormalizer(nn.Module):
             momentum: of the average, which starts at 100.
         """
         super().__init__()
-        if kind not in NORMALIZERS:
-            raise UserError(
-                f"MODEL.DDOD.LOSS.NORMALIZER is {' or '.join(NORMALIZERS)}, got {kind!r}."
-            )
+        check_choice("MODEL.DDOD.LOSS.NORMALIZER", kind, NORMALIZERS)
         self.sync_counts = sync_counts
         self.momentum = momentum
         average = torch.full((2,), 100.0, dtype=torch.float64) if kind == "ema" else None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from clsloc.backbones import BottomUpMaps
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import FPN, Backbone
 
@@ -36,7 +37,7 @@ class PathAggregation(Backbone):
         """
         super().__init__()
         self.bottom_up = bottom_up
-        given = _Given(bottom_up.output_shape())
+        given = BottomUpMaps(bottom_up.output_shape())
         self.fpn = FPN(given, list(in_features), out_channels, norm, fuse_type=fuse_type)
         self.top_block = top_block
         shapes = self.fpn.output_shape()
@@ -66,20 +67,6 @@ class PathAggregation(Backbone):
         source = self.top_block.in_feature
         top = self.top_block(below[source] if source in below else maps[source])
         return maps | dict(zip(self._top, top, strict=True))
-
-
-class _Given(Backbone):
-    """Stands where an `FPN` expects its backbone, and passes on maps that are there already."""
-
-    def __init__(self, shapes: dict[str, ShapeSpec]):
-        super().__init__()
-        self._shapes = shapes
-
-    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        return maps
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return self._shapes
 
 
 def _conv(channels: int, norm: str, stride: int) -> Conv2d:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 
 __all__ = ["REWEIGHT_TYPES", "PyramidReweighter", "level_weights"]
@@ -76,10 +77,7 @@ class PyramidReweighter(nn.Module):
             moving_average: count since the start of training, not in the batch alone.
         """
         super().__init__()
-        if kind not in REWEIGHT_TYPES:
-            raise UserError(
-                f"MODEL.DDOD.REWEIGHT.TYPE is one of {', '.join(REWEIGHT_TYPES)}, got {kind!r}."
-            )
+        check_choice("MODEL.DDOD.REWEIGHT.TYPE", kind, REWEIGHT_TYPES)
         if len(limits) != 2 or not all(isinstance(limit, (int, float)) for limit in limits):
             raise UserError(f"MODEL.DDOD.REWEIGHT.RANGE has two numbers, got {list(limits)}.")
         self.kind = kind

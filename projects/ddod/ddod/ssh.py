@@ -58,12 +58,8 @@ class SSHPyramid(FPN):
             out_channels, norm: of the pyramid and of the context.
             kwargs: see `FPN`.
         """
+        _check_channels(out_channels, norm)
         super().__init__(out_channels=out_channels, norm=norm, **kwargs)
-        if out_channels % 16:
-            raise UserError(
-                "MODEL.FPN.OUT_CHANNELS is a multiple of 16 for MODEL.DDOD.FPN.TYPE 'ssh', got "
-                f"{out_channels}."
-            )
         self.context = SSHContext(out_channels, norm)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -85,6 +81,25 @@ class SSHPyramid(FPN):
         }
 
 
+def _check_channels(channels: int, norm: str) -> None:
+    if channels < 16 or channels % 16:
+        raise UserError(
+            "MODEL.FPN.OUT_CHANNELS is a multiple of 16 for MODEL.DDOD.FPN.TYPE 'ssh', got "
+            f"{channels}."
+        )
+    parts = (channels // 2, channels // 4)  # of the context; the maps of `FPN` have 32 groups
+    fits = channels % 32 == 0 and all(part % _num_groups(part) == 0 for part in parts)
+    if norm == "GN" and not fits:
+        raise UserError(
+            "MODEL.FPN.OUT_CHANNELS is 32, 64, 96, 192 or a multiple of 128 for "
+            f"MODEL.DDOD.FPN.TYPE 'ssh' with MODEL.FPN.NORM 'GN', got {channels}."
+        )
+
+
 def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(_num_groups(channels), channels)
+
+
+def _num_groups(channels: int) -> int:
     # Groups of one channel have no variance on a map of one pixel.
-    return nn.GroupNorm(min(32, channels // 2), channels)
+    return min(32, channels // 2)

@@ -1,14 +1,14 @@
 """Detections from several sizes of an image and their mirror images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
+from clsloc.prediction import batches_of_one_size
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import TransformList
@@ -40,14 +40,14 @@ class DDODWithTTA(nn.Module):
         """
         Args:
             cfg: ``TEST.AUG`` is read.
-            model: a `DDOD`, perhaps wrapped for several processes.
+            model: a `DDOD`.
             tta_mapper: from an input of the model to its views; by default `DatasetMapperTTA(cfg)`.
             batch_size: most views that go through the model at once. Only views of one size do,
                 as padding would change what norms over a whole map give. By default 3, and 1 on
                 a CPU, where several large views are slower together.
         """
         super().__init__()
-        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model = model
         self.input_format = cfg.INPUT.FORMAT
         self.tta_mapper = DatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper
         self.batch_size = batch_size or (1 if self.model.device.type == "cpu" else 3)
@@ -74,24 +74,13 @@ class DDODWithTTA(nn.Module):
     def _detect(self, given: View) -> Instances:
         views = self.tta_mapper(given)
         transforms = [view.pop("transforms") for view in views]
-        found = [x for batch in self._batches(views) for x in self.model.candidates(batch)]
+        found = []
+        for batch in batches_of_one_size(((v, v["image"]) for v in views), self.batch_size):
+            found += self.model.candidates([view for view, _ in batch])
         size = (given["height"], given["width"])
         merged = [_map_back(x, t, size) for x, t in zip(found, transforms, strict=True)]
         detections = self.model.inference.select(Instances.cat(merged))
         return self.model.inference.without_low(detections[detections.pred_boxes.nonempty()])
-
-    def _batches(self, views: list[View]) -> Iterator[list[View]]:
-        """Neighbours of one size, `batch_size` at most."""
-        batch: list[View] = []
-        for view in views:
-            if batch and (
-                len(batch) == self.batch_size or view["image"].shape != batch[0]["image"].shape
-            ):
-                yield batch
-                batch = []
-            batch.append(view)
-        if batch:
-            yield batch
 
 
 def _map_back(candidates: Instances, transforms: TransformList, size: tuple[int, int]) -> Instances:

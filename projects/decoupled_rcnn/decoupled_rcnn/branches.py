@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clsloc.errors import UserError
+from clsloc.config import check_box_head
 from clsloc.poolers import build_box_pooler
 from decoupled_rcnn.plan import DecoupledPlan
 from decoupled_rcnn.predictors import BoxRegressor, class_scorer
@@ -85,18 +85,8 @@ class DecoupledBranches(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        head, node = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.DECOUPLED
-        if head.TRAIN_ON_PRED_BOXES:
-            raise UserError(
-                "Decoupled R-CNN has no single box to train on: set "
-                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES to False."
-            )
-        if head.BBOX_REG_LOSS_TYPE != "smooth_l1":
-            raise UserError(
-                "Decoupled R-CNN regresses boxes with the (smooth) L1 loss: set "
-                "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to 'smooth_l1', not "
-                f"{head.BBOX_REG_LOSS_TYPE!r}."
-            )
+        check_box_head(cfg, "Decoupled R-CNN")
+        node = cfg.MODEL.DECOUPLED
         soft_nms = {
             "method": node.SOFT_NMS_METHOD,
             "iou_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 from clsloc.nms import SOFT_NMS_METHODS
 from detectron2.config import CfgNode
@@ -92,9 +93,9 @@ class DecoupledPlan:
                 "MODEL.DECOUPLED.NUM_REG_STAGES must be at least 1, the one regressor of a plain "
                 f"detector, got {node.NUM_REG_STAGES}."
             )
-        _check_choice("REG_SAMPLER", node.REG_SAMPLER, SAMPLERS)
-        _check_choice("REG_LOSS_NORM", node.REG_LOSS_NORM, NORMS)
-        _check_choice("SOFT_NMS_METHOD", node.SOFT_NMS_METHOD, SOFT_NMS_METHODS)
+        check_choice("MODEL.DECOUPLED.REG_SAMPLER", node.REG_SAMPLER, SAMPLERS)
+        check_choice("MODEL.DECOUPLED.REG_LOSS_NORM", node.REG_LOSS_NORM, NORMS)
+        check_choice("MODEL.DECOUPLED.SOFT_NMS_METHOD", node.SOFT_NMS_METHOD, SOFT_NMS_METHODS)
         _check_positive("REG_ROI_SCALE", node.REG_ROI_SCALE)
         _check_positive("SOFT_NMS_SIGMA", node.SOFT_NMS_SIGMA)
         agnostic = _per_stage(node, "CLS_AGNOSTIC")
@@ -136,11 +137,6 @@ def _coder_weights(values: Sequence[float]) -> tuple[float, ...]:
             f"and dh, got {values!r}."
         )
     return tuple(values)
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"MODEL.DECOUPLED.{key} must be {' or '.join(choices)}, got {value!r}.")
 
 
 def _check_positive(key: str, value: float) -> None:

@@ -9,14 +9,35 @@ import torch
 from clsloc.engine import Trainer
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from double_head.plan import MODES, HeadPlan, resolve_test_sources
 
-__all__ = ["ROWS", "available_rows", "detect_in_rows", "evaluate_rows"]
+__all__ = ["ROWS", "available_rows", "check_comparable", "detect_in_rows", "evaluate_rows"]
 
 # The modes of Figure 8, and Table 3's fusions; "split" is without fusion, "fused" complementary.
 ROWS = {**MODES, "max": ("max", "conv"), "average": ("average", "conv")}
+
+
+def check_comparable(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: the config has no two heads, or no dataset, or one that is not scored by box AP.
+    """
+    if cfg.MODEL.ROI_HEADS.NAME != "DoubleHeadROIHeads":
+        raise UserError(
+            "There are no two heads to compare: MODEL.ROI_HEADS.NAME is "
+            f"{cfg.MODEL.ROI_HEADS.NAME!r}, not 'DoubleHeadROIHeads'."
+        )
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty; name the datasets to evaluate on.")
+    for name in cfg.DATASETS.TEST:
+        if MetadataCatalog.get(name).get("evaluator_type") == "wider_face":
+            raise UserError(
+                f"The modes are compared in box AP, and the dataset {name!r} has the measure of "
+                "WIDER FACE alone; name another one in DATASETS.TEST."
+            )
 
 
 def available_rows(plan: HeadPlan) -> dict[str, tuple[str, str]]:

@@ -17,7 +17,6 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
 from clsloc.boxes import of_class
-from clsloc.errors import UserError
 from clsloc.fusion import fuse_scores
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, cross_entropy, nonzero_tuple
@@ -89,12 +88,6 @@ class DoubleHeadOutputLayers(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shapes: dict[str, ShapeSpec]) -> dict[str, Any]:
         box_head = cfg.MODEL.ROI_BOX_HEAD
-        if box_head.BBOX_REG_LOSS_TYPE != "smooth_l1":
-            raise UserError(
-                "Double-Head regresses boxes with the smooth L1 loss: set "
-                "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to 'smooth_l1', not "
-                f"{box_head.BBOX_REG_LOSS_TYPE!r}."
-            )
         return {
             "input_shapes": input_shapes,
             "plan": HeadPlan.from_config(cfg),

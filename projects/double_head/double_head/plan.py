@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 from clsloc.fusion import FUSIONS
 from detectron2.config import CfgNode
@@ -73,7 +74,7 @@ class HeadPlan:
                 what is not trained.
         """
         node = cfg.MODEL.DOUBLE_HEAD
-        _check_choice("NORM", node.NORM, NORMS)
+        check_choice("MODEL.DOUBLE_HEAD.NORM", node.NORM, NORMS)
         weights = dict(zip(PREDICTORS, _weights_from_config(node), strict=True))
         trained = {name: weight for name, weight in weights.items() if weight > 0}
         _check_trained(trained, node)
@@ -137,8 +138,8 @@ def resolve_test_sources(trained: Sequence[str], score: str, box: str) -> tuple[
     Raises:
         UserError: if not.
     """
-    _check_choice("TEST_SCORE", score, ("auto", *KINDS, *FUSED))
-    _check_choice("TEST_BOX", box, ("auto", *KINDS))
+    check_choice("MODEL.DOUBLE_HEAD.TEST_SCORE", score, ("auto", *KINDS, *FUSED))
+    check_choice("MODEL.DOUBLE_HEAD.TEST_BOX", box, ("auto", *KINDS))
     if score == "auto":
         available = [kind for kind in KINDS if f"{kind}_cls" in trained]
         score = "complementary" if len(available) == 2 else available[0]
@@ -198,13 +199,6 @@ def _check_trained(trained: dict[str, float], node: CfgNode) -> None:
         raise UserError(
             "MODEL.DOUBLE_HEAD.SEPARATE_TOWERS needs both tasks in towers of one kind, but "
             f"{', '.join(trained)} have loss weights: set LOSS_WEIGHTS for fc or conv alone."
-        )
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(
-            f"MODEL.DOUBLE_HEAD.{key} must be one of {', '.join(choices)}, got {value!r}."
         )
 
 

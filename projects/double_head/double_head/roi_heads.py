@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clsloc.errors import UserError
+from clsloc.config import check_box_head
 from clsloc.lazy import (
     foreground_rows,
     rows_are_independent,
     rows_of_batch,
+    spread_rows,
     surviving_rows,
     take_rows,
 )
@@ -67,11 +68,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
-            raise UserError(
-                "Double-Head has no single box to train on: set "
-                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES to False."
-            )
+        check_box_head(cfg, "Double-Head")
         return super().from_config(cfg, input_shape) | {
             "lazy_localisation": cfg.CLSLOC.LAZY_LOCALISATION,
         }
@@ -119,8 +116,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
             sizes = [len(p) for p in proposals]
         for name in lazy:
             deltas = self._run_on_rows(name, features, proposals, rows, pooled)
-            zeros = deltas.new_zeros(sum(sizes), deltas.shape[1])
-            predictions[name] = zeros.index_put((rows_of_batch(rows, sizes),), deltas)
+            predictions[name] = spread_rows(deltas, rows, sizes)
         return predictions
 
     def _needs_foreground_only(self, predictor: str) -> bool:

@@ -8,10 +8,7 @@ left out.
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from tabulate import tabulate
 
@@ -21,24 +18,18 @@ from clsloc.engine import setup_cfg
 from clsloc.errors import UserError
 from detectron2.modeling import build_model
 from double_head import add_double_head_config
-from double_head.mode_evaluation import available_rows, evaluate_rows
+from double_head.mode_evaluation import available_rows, check_comparable, evaluate_rows
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def parser() -> argparse.ArgumentParser:
-    result = make_parser(__doc__)
-    result.formatter_class = argparse.RawDescriptionHelpFormatter
-    return result
+    return make_parser(__doc__)
 
 
 def main(args: argparse.Namespace) -> None:
     cfg = setup_cfg(args, config_functions=[add_double_head_config])
-    if cfg.MODEL.ROI_HEADS.NAME != "DoubleHeadROIHeads":
-        raise UserError(
-            f"{args.config_file!r} has no two heads to compare: its MODEL.ROI_HEADS.NAME is "
-            f"{cfg.MODEL.ROI_HEADS.NAME!r}, not 'DoubleHeadROIHeads'."
-        )
+    check_comparable(cfg)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("There are no weights to evaluate: append MODEL.WEIGHTS FILE.")
     model = build_model(cfg)
@@ -53,14 +44,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"\n{dataset}")
         print(tabulate(table, headers=["row", "score", "box", *METRICS], floatfmt=".1f"))
     if args.json:
-        write_json(without_nan(results), args.json)
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN: a metric without a value becomes null."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    return value if math.isfinite(value) else None
+        write_json(results, args.json)
 
 
 if __name__ == "__main__":

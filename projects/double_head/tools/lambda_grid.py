@@ -17,11 +17,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 from clsloc.cli import make_parser, run, write_json
+from clsloc.engine import setup_cfg
 from clsloc.errors import UserError
+from double_head import MODES, add_double_head_config
+from double_head.mode_evaluation import check_comparable
 
 PROJECT = Path(__file__).resolve().parents[1]
 STEPS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-MODES = ("conv", "fc", "split", "fused")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    check_comparable(setup_cfg(args, config_functions=[add_double_head_config]))
     pairs = list(product(args.lambda_fc, args.lambda_conv))
     reports = {pair: run_pair(args, *pair) for pair in pairs}
     for mode in MODES:

@@ -3,6 +3,7 @@ ResNet."""
 
 from torch import Tensor
 
+from clsloc.backbones import BottomUpMaps
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
@@ -11,20 +12,6 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from grcn.switches import check_switches
 
 __all__ = ["GRCNFPN", "build_grcn_fpn_backbone"]
-
-
-class BottomUpMaps(Backbone):
-    """Stands for a bottom-up network in an `FPN` that is given the network's maps."""
-
-    def __init__(self, shapes: dict[str, ShapeSpec]):
-        super().__init__()
-        self.shapes = shapes
-
-    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        return maps
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return self.shapes
 
 
 class GRCNFPN(Backbone):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clsloc.checkpoint.copies import fill_copies
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
@@ -55,9 +56,7 @@ def make_res_stage(
         in_channels: those of the stage before by default.
     """
     node = cfg.MODEL.RESNETS
-    if node.DEPTH not in NUM_BLOCKS:
-        depths = ", ".join(map(str, NUM_BLOCKS))
-        raise UserError(f"MODEL.RESNETS.DEPTH must be one of {depths}, got {node.DEPTH}.")
+    check_choice("MODEL.RESNETS.DEPTH", node.DEPTH, NUM_BLOCKS)
     widening = 2 ** (number - 2)
     out_channels = node.RES2_OUT_CHANNELS * widening
     if in_channels is None:

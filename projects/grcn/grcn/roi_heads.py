@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from clsloc.checkpoint.copies import fill_copies
-from clsloc.errors import UserError
+from clsloc.config import check_box_head
 from clsloc.lazy import (
     foreground_rows,
     rows_are_independent,
     rows_of_batch,
+    spread_rows,
     surviving_rows,
     take_rows,
 )
@@ -30,6 +31,8 @@ from grcn.switches import check_switches
 __all__ = ["GRCNROIHeads"]
 
 TASKS = ("cls", "loc")
+# That of Detectron2's writers: the entropy takes a copy of all attention weights, tens of megabytes.
+LOG_PERIOD = 20
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -78,11 +81,7 @@ class GRCNROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
-            raise UserError(
-                "G-RCN trains on its proposals: set MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES to "
-                "False."
-            )
+        check_box_head(cfg, "G-RCN", ["TRAIN_ON_PRED_BOXES"])
         check_switches(cfg)
         return super().from_config(cfg, input_shape) | {
             "lazy_localisation": cfg.CLSLOC.LAZY_LOCALISATION,
@@ -149,9 +148,7 @@ class GRCNROIHeads(StandardROIHeads):
             return self._localise(features, proposals, pooled)
         rows = foreground_rows(proposals, self.num_classes)
         deltas = self._localise(features, proposals, pooled, rows)
-        sizes = [len(p) for p in proposals]
-        zeros = deltas.new_zeros(sum(sizes), deltas.shape[1])
-        return zeros.index_put((rows_of_batch(rows, sizes),), deltas)
+        return spread_rows(deltas, rows, [len(p) for p in proposals])
 
     def _localise(
         self,
@@ -252,12 +249,13 @@ def _build_context(cfg: CfgNode, channels: int) -> GlobalContext:
 
 @torch.no_grad()
 def _log_context(task: str, pooled: Tensor, enriched: Tensor, weights: list[Tensor]) -> None:
-    """Put the mean entropy of the attention, and the size of what it adds, in the storage."""
-    if not len(pooled):
+    """Put the mean entropy of the attention, and the size of what it adds, in the storage, in the
+    iterations that Detectron2 writes."""
+    storage = get_event_storage()
+    if (storage.iter + 1) % LOG_PERIOD or not len(pooled):
         return
     ratio = (enriched - pooled).float().norm() / pooled.float().norm().clamp(min=1e-12)
     entropy, ratio = torch.stack([attention_entropy(weights), ratio]).tolist()
     suffix = "" if task == "cls" else "_loc"
-    storage = get_event_storage()
     storage.put_scalar(f"grcn/context_entropy{suffix}", entropy)
     storage.put_scalar(f"grcn/context_ratio{suffix}", ratio)

@@ -1,7 +1,6 @@
 """Which switches of `MODEL.GRCN` go together."""
 
-from collections.abc import Sequence
-
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 
@@ -46,8 +45,8 @@ def check_switches(cfg: CfgNode) -> None:
             f"{cfg.MODEL.BACKBONE.NAME!r}."
         )
     _check_backbone_keys(node, kind)
-    _check_choice("HEAD", node.HEAD, HEADS)
-    _check_choice("RES_DET_HEAD", node.RES_DET_HEAD, RES_DET_HEADS)
+    check_choice("MODEL.GRCN.HEAD", node.HEAD, HEADS)
+    check_choice("MODEL.GRCN.RES_DET_HEAD", node.RES_DET_HEAD, RES_DET_HEADS)
     _check_head(node, is_split(cfg))
     if kind == "ResNet":
         _check_resnet(cfg)
@@ -55,8 +54,7 @@ def check_switches(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.GRCN.SPLIT_BLOCK must lie in [0, 5], got {node.SPLIT_BLOCK}.")
     if not 0 <= node.VGG_DROPOUT < 1:
         raise UserError(f"MODEL.GRCN.VGG_DROPOUT must lie in [0, 1), got {node.VGG_DROPOUT}.")
-    if node.RES5_STRIDE not in (1, 2):
-        raise UserError(f"MODEL.GRCN.RES5_STRIDE must be 1 or 2, got {node.RES5_STRIDE}.")
+    check_choice("MODEL.GRCN.RES5_STRIDE", node.RES5_STRIDE, (1, 2))
 
 
 def _check_backbone_keys(node: CfgNode, kind: str) -> None:
@@ -68,7 +66,7 @@ def _check_backbone_keys(node: CfgNode, kind: str) -> None:
                     f"{default!r}, not {node[key]!r}."
                 )
     for key, choices in DOWN[kind].items():
-        _check_choice(key, node[key], choices)
+        check_choice(f"MODEL.GRCN.{key}", node[key], choices)
         if node[key] != "keep" and not node[SPLIT_KEYS[kind]]:
             raise UserError(
                 f"MODEL.GRCN.{key} {node[key]!r} needs a map for each task: set "
@@ -112,8 +110,3 @@ def _check_resnet(cfg: CfgNode) -> None:
             "would mix: set MODEL.RESNETS.NORM to FrozenBN, GN or LN, not "
             f"{resnets.NORM!r}."
         )
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"MODEL.GRCN.{key} must be one of {', '.join(choices)}, got {value!r}.")

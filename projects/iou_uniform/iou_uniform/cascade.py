@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 from clsloc.poolers import build_box_pooler
 from clsloc.samplers import IoUUniformSampler
@@ -67,10 +68,7 @@ class IoUUniformCascadeROIHeads(IoUUniformROIHeads):
                 f"got IOUS {ious} and BBOX_REG_WEIGHTS {weights}."
             )
         node = cfg.MODEL.IOU_UNIFORM.CASCADE
-        if node.SCORE not in ("logit", "prob"):
-            raise UserError(
-                f"MODEL.IOU_UNIFORM.CASCADE.SCORE must be logit or prob, got {node.SCORE!r}."
-            )
+        check_choice("MODEL.IOU_UNIFORM.CASCADE.SCORE", node.SCORE, ("logit", "prob"))
         arguments = super().from_config(cfg, input_shape)
         del arguments["proposal_matcher"]
         return arguments | {

@@ -109,12 +109,6 @@ class IoUUniformOutputLayers(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shapes: dict[str, ShapeSpec]) -> dict[str, Any]:
         node, box_head = cfg.MODEL.IOU_UNIFORM, cfg.MODEL.ROI_BOX_HEAD
-        if box_head.BBOX_REG_LOSS_TYPE != "smooth_l1":
-            raise UserError(
-                "IoU-uniform R-CNN regresses boxes with the smooth L1 loss: set "
-                "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to 'smooth_l1', not "
-                f"{box_head.BBOX_REG_LOSS_TYPE!r}."
-            )
         return {
             "input_shapes": input_shapes,
             "plan": HeadPlan.from_config(cfg),

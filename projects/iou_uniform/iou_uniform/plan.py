@@ -6,9 +6,9 @@ of the two branches of a RoI: "cls" or "loc".
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clsloc.config import check_choice
 from clsloc.errors import UserError
 from clsloc.samplers import IoUUniformSampler
 from detectron2.config import CfgNode
@@ -43,10 +43,12 @@ class HeadPlan:
             UserError: if the keys of `MODEL.IOU_UNIFORM` contradict each other.
         """
         node = cfg.MODEL.IOU_UNIFORM
-        _check_choice("REG_BRANCH", node.REG_BRANCH, ("separate", "shared_with_cls"))
-        _check_choice("REG_SAMPLES", node.REG_SAMPLES, ("uniform", "rpn"))
-        _check_choice("IOU_SAMPLES", node.IOU_SAMPLES, ("uniform", "rpn"))
-        _check_choice("NUM_MODE", node.NUM_MODE, ("per_gt", "match_rpn"))
+        check_choice(
+            "MODEL.IOU_UNIFORM.REG_BRANCH", node.REG_BRANCH, ("separate", "shared_with_cls")
+        )
+        check_choice("MODEL.IOU_UNIFORM.REG_SAMPLES", node.REG_SAMPLES, ("uniform", "rpn"))
+        check_choice("MODEL.IOU_UNIFORM.IOU_SAMPLES", node.IOU_SAMPLES, ("uniform", "rpn"))
+        check_choice("MODEL.IOU_UNIFORM.NUM_MODE", node.NUM_MODE, ("per_gt", "match_rpn"))
         if node.EFO and not node.WITH_IOU:
             raise UserError(
                 "MODEL.IOU_UNIFORM.EFO updates predicted IoUs, and WITH_IOU False predicts none: "
@@ -130,10 +132,3 @@ def _build_sampler(node: CfgNode, where: str, stage: int | None = None) -> IoUUn
         )
     except ValueError as error:
         raise UserError(f"{where} describes no sampler: {error}") from error
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(
-            f"MODEL.IOU_UNIFORM.{key} must be one of {', '.join(choices)}, got {value!r}."
-        )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from clsloc.errors import UserError
+from clsloc.config import check_box_head
 from clsloc.lazy import foreground_rows, rows_of_batch, surviving_rows, take_rows
 from clsloc.poolers import build_box_pooler
 from clsloc.sample_record import record_samples
@@ -114,11 +114,7 @@ class IoUUniformROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
-            raise UserError(
-                "IoU-uniform R-CNN does not train on predicted boxes: set "
-                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES to False."
-            )
+        check_box_head(cfg, "IoU-uniform R-CNN")
         return super().from_config(cfg, input_shape) | {
             "samplers": cls._build_samplers(cfg),
             "lazy_localisation": cfg.CLSLOC.LAZY_LOCALISATION,

@@ -224,14 +224,14 @@ def test_settings_of_the_authors(make_cfg):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"ASSIGN.MODE": "simota"}, "ASSIGN.MODE is cost, atss or iou, got 'simota'"),
+        ({"ASSIGN.MODE": "simota"}, "ASSIGN.MODE must be one of cost, atss, iou, got 'simota'"),
         ({"ASSIGN.ALPHA_CLS": 2.0}, "exponent between 0 and 1"),
         ({"ASSIGN.TOPK_METRIC": "size"}, "distance or cost"),
-        ({"CODER": "xywh"}, "CODER is delta or ltrb"),
-        ({"QUALITY": "giou"}, "QUALITY is one of"),
+        ({"CODER": "xywh"}, "CODER must be one of delta, ltrb"),
+        ({"QUALITY": "giou"}, "QUALITY must be one of"),
         ({"DCN.POSITION": 3}, "POSITION 3 is no convolution of a tower of 2"),
         ({"DCN.IMPL": "cuda"}, "one of auto, torchvision, sampling"),
-        ({"REWEIGHT.TYPE": "log"}, "REWEIGHT.TYPE is one of"),
+        ({"REWEIGHT.TYPE": "log"}, "REWEIGHT.TYPE must be one of"),
         ({"REWEIGHT.RANGE": [1.0]}, "RANGE has two numbers"),
         ({"REWEIGHT.RANGE": [1.0, "a"]}, "RANGE has two numbers"),
         ({"NUM_CLASSES": 0}, "NUM_CLASSES is at least 1, got 0"),
@@ -252,16 +252,16 @@ def test_settings_of_the_authors(make_cfg):
         ({"TEST.SCORE_THRESH": 1.0}, "SCORE_THRESH is a probability below 1"),
         ({"TEST.TOPK_CANDIDATES": 0}, "TOPK_CANDIDATES is at least 1"),
         ({"TEST.NMS_THRESH": 2.0}, "NMS_THRESH is an IoU between 0 and 1"),
-        ({"TEST.SOFT_NMS_METHOD": "cubic"}, "SOFT_NMS_METHOD is linear or gaussian"),
+        ({"TEST.SOFT_NMS_METHOD": "cubic"}, "SOFT_NMS_METHOD must be one of linear, gaussian"),
         ({"TEST.SOFT_NMS_SIGMA": 0.0}, "SOFT_NMS_SIGMA is above 0"),
         ({"TEST.SOFT_NMS_MIN_SCORE": 1.0}, "SOFT_NMS_MIN_SCORE is a score below 1"),
         ({"TEST.SCORE_POWERS": [1.0]}, "SCORE_POWERS is two exponents"),
         ({"TEST.MIN_HEIGHT": -1.0}, "MIN_HEIGHT is at least 0"),
-        ({"LOSS.BOX_TYPE": "l2"}, "BOX_TYPE is one of"),
-        ({"LOSS.NORMALIZER": "mean"}, "NORMALIZER is num_pos or ema"),
-        ({"TEST.TOPK_MODE": "all"}, "TOPK_MODE is pair or location"),
-        ({"TEST.NMS_TYPE": "none"}, "NMS_TYPE is hard, soft or vote"),
-        ({"TEST.SCORE_FUSION": "sum"}, "SCORE_FUSION is product, sqrt or power"),
+        ({"LOSS.BOX_TYPE": "l2"}, "BOX_TYPE must be one of"),
+        ({"LOSS.NORMALIZER": "mean"}, "NORMALIZER must be one of num_pos, ema"),
+        ({"TEST.TOPK_MODE": "all"}, "TOPK_MODE must be one of pair, location"),
+        ({"TEST.NMS_TYPE": "none"}, "NMS_TYPE must be one of hard, soft, vote"),
+        ({"TEST.SCORE_FUSION": "sum"}, "SCORE_FUSION must be one of product, sqrt, power"),
     ],
 )
 def test_unknown_values_are_refused(keys, message, build_tiny):
@@ -275,12 +275,12 @@ def test_a_second_path_of_the_pyramid_is_four_convolutions(build_on_meta):
 
 
 def test_unknown_pyramids_are_refused(build_on_meta):
-    with pytest.raises(UserError, match="TYPE is one of fpn, pafpn, ssh, got 'bifpn'"):
+    with pytest.raises(UserError, match="TYPE must be one of fpn, pafpn, ssh, got 'bifpn'"):
         build_on_meta(overrides={"MODEL.DDOD.FPN.TYPE": "bifpn"})
 
 
 def test_unknown_sources_of_p6_are_refused(build_on_meta):
-    with pytest.raises(UserError, match="P6_FROM is p5 or res5, got 'p4'"):
+    with pytest.raises(UserError, match="P6_FROM must be one of p5, res5, got 'p4'"):
         build_on_meta(overrides={"MODEL.DDOD.FPN.P6_FROM": "p4"})
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from clsloc.errors import UserError
-from ddod.ssh import SSHContext
+from ddod.ssh import SSHContext, _check_channels
+from detectron2.layers import get_norm
 from detectron2.structures import Boxes, Instances
 
 FACE = "wider_face/ddod_face_R_50_FPN"
@@ -100,6 +101,27 @@ def test_p6_may_come_from_p5(build_small):
 def test_channels_that_do_not_divide_are_refused(build_small):
     with pytest.raises(UserError, match=r"OUT_CHANNELS is a multiple of 16 .* got 40"):
         build_small(**{"FPN.OUT_CHANNELS": 40, "FPN.NORM": ""})
+
+
+@pytest.mark.parametrize("channels", [16, 144, 160])
+def test_channels_that_group_norms_do_not_divide_are_refused(channels, build_small):
+    with pytest.raises(UserError, match=rf"192 or a multiple of 128 .* 'GN', got {channels}\."):
+        build_small(**{"FPN.OUT_CHANNELS": channels, "FPN.NORM": "GN"})
+
+
+def test_exactly_the_channels_that_can_be_built_are_admitted():
+    for channels in range(16, 1024, 16):
+        try:
+            with torch.device("meta"):
+                get_norm("GN", channels)
+                SSHContext(channels, "GN")
+        except ValueError:
+            with pytest.raises(UserError):
+                _check_channels(channels, "GN")
+        else:
+            _check_channels(channels, "GN")
+            assert channels in (32, 64, 96, 192) or channels % 128 == 0
+        _check_channels(channels, "")
 
 
 def test_group_norms_of_context_are_the_usual_ones_in_the_face_detectors():

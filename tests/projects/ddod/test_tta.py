@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
+from torch.nn.parallel import DistributedDataParallel
 
 from clsloc.engine.tta import with_tta
 from ddod import DDODWithTTA
@@ -190,6 +192,15 @@ def test_scores_hold_the_quality(build_tiny, make_batch, augment):
         (full,) = augment(model, (64, 96), flip=True)(make_batch([]))
     assert len(found["instances"]) > 10
     torch.testing.assert_close(found["instances"].scores * 4, full["instances"].scores)
+
+
+def test_a_model_that_is_wrapped_for_several_processes(build_tiny, augment):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = build_tiny()
+        assert augment(DistributedDataParallel(model)).model is model
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_augmented_model_keeps_the_mode_of_the_model(build_tiny, augment):

@@ -437,6 +437,9 @@ def test_mixed_precision_stays_close(
     [
         ({"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True}, "TRAIN_ON_PRED_BOXES"),
         ({"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "giou"}, "'giou'"),
+        ({"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 2.0}, "BBOX_REG_LOSS_WEIGHT 2.0"),
+        ({"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}, "USE_SIGMOID_CE"),
+        ({"MODEL.ROI_BOX_HEAD.USE_FED_LOSS": True}, "USE_FED_LOSS"),
         ({"MODEL.DECOUPLED.NUM_REG_STAGES": 4}, "CLS_AGNOSTIC needs"),
         ({"MODEL.DECOUPLED.NUM_REG_STAGES": 0}, "NUM_REG_STAGES must be"),
         ({"MODEL.DECOUPLED.SHARED_FC": True}, "NUM_REG_STAGES is 3"),

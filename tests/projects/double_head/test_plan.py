@@ -113,6 +113,9 @@ def test_what_cannot_be_is_said_in_one_sentence(plan, keys, words):
         ({NODE + "NONLOCAL.ZERO_INIT": "all"}, "'all'"),
         ({"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True}, "TRAIN_ON_PRED_BOXES"),
         ({"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "giou"}, "'giou'"),
+        ({"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 2.0}, "BBOX_REG_LOSS_WEIGHT 2.0"),
+        ({"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}, "USE_SIGMOID_CE"),
+        ({"MODEL.ROI_BOX_HEAD.USE_FED_LOSS": True}, "USE_FED_LOSS"),
     ],
 )
 def test_models_that_cannot_be_built(build_on_meta, overrides, words):

@@ -132,6 +132,28 @@ def test_evaluate_modes_says_what_is_missing(config, word, run_tool):
     assert word in output.err
 
 
+@pytest.mark.parametrize(
+    ("config", "keys", "words"),
+    [
+        ("double_head_ext_R_50_FPN_1x", ["DATASETS.TEST", "('faces',)"], "'faces' has the measure"),
+        ("double_head_ext_R_50_FPN_1x", ["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        ("fpn_baseline_R_50_FPN_1x", [], "no two heads"),
+    ],
+)
+@pytest.mark.parametrize("tool", ["evaluate_modes", "lambda_grid"])
+def test_what_has_no_modes_to_compare_is_refused_at_once(
+    tool, config, keys, words, tmp_path, run_tool, forget_datasets
+):
+    folder = ["--output", tmp_path / "grid"] if tool == "lambda_grid" else []
+    path = PROJECT / "configs" / f"{config}.yaml"
+    faces = ["--wider-face", "faces", tmp_path, "val"]
+    keys = ["MODEL.WEIGHTS", tmp_path / "none.pth", *keys]
+    status, output = run_tool(tool, "--config-file", path, *faces, *folder, *keys)
+    assert status == 2
+    assert words in output.err and output.err.count("\n") == 1
+    assert not (tmp_path / "grid").exists()
+
+
 def test_analyze_heads(dataset, tmp_path, run_tool):
     config = PROJECT / "configs" / "digits" / "double_head_R_18_FPN.yaml"
     keys = {**SMALL, "MODEL.ROI_HEADS.NUM_CLASSES": 3}

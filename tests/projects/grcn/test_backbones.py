@@ -267,7 +267,7 @@ CONTRADICTIONS = [
     ("R_50_det", {"HEAD": "separate"}, "RES_DET is a baseline of its own"),
     ("R_50_det", {"RES_DET_HEAD": "fc3"}, "RES_DET_HEAD must be one of fc2"),
     ("R_50_baseline", {"RES_DET_HEAD": "conv2"}, "needs MODEL.GRCN.RES_DET True"),
-    ("R_50_baseline", {"RES5_STRIDE": 3}, "RES5_STRIDE must be 1 or 2"),
+    ("R_50_baseline", {"RES5_STRIDE": 3}, "RES5_STRIDE must be one of 1, 2, got 3"),
     ("R_50_baseline", {"RES4_SPLIT": 6}, r"RES4_SPLIT must lie in \[0, 5\]"),
     ("R_50_baseline", {"SPLIT_BLOCK": 5}, "SPLIT_BLOCK is for VGG16, and the backbone is ResNet"),
     ("R_50_baseline", {"VGG_DROPOUT": 0.1}, "VGG_DROPOUT is for VGG16"),
@@ -302,7 +302,7 @@ def test_contradictions_are_refused(config, keys, message, tiny_cfg):
             },
             "BACKBONE.NAME to be one of",
         ),
-        ({"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True}, "TRAIN_ON_PRED_BOXES to False"),
+        ({"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True}, "TRAIN_ON_PRED_BOXES True .* G-RCN"),
     ],
 )
 def test_other_parts_that_do_not_fit_are_refused(overrides, message, build_tiny):

@@ -355,12 +355,39 @@ def test_lazy_training_gives_the_same_losses_and_gradients(
 
 def test_context_is_logged(build_tiny, make_batch):
     model = build_tiny(R50, CONTEXT__INIT_STD=0.0, CONTEXT__LOC=True).train()
-    with EventStorage(0) as storage:
+    with EventStorage(19) as storage:
         model(make_batch(OBJECTS))
         logged = {name: value for name, (value, _) in storage.latest().items()}
     for suffix in ("", "_loc"):
         assert logged[f"grcn/context_entropy{suffix}"] == pytest.approx(math.log(196), abs=1e-3)
         assert logged[f"grcn/context_ratio{suffix}"] > 0.01
+
+
+def test_context_is_logged_as_often_as_it_is_written(build_tiny, make_batch, monkeypatch):
+    model, measured = build_tiny(R50).train(), []
+
+    def entropy(weights):
+        measured.append(storage.iter)
+        return torch.tensor(0.0)
+
+    monkeypatch.setattr("grcn.roi_heads.attention_entropy", entropy)
+    with EventStorage(18) as storage:
+        for _ in range(3):
+            model(make_batch(OBJECTS))
+            storage.step()
+    assert measured == [19]
+    assert storage.latest()["grcn/context_entropy"] == (0.0, 19)
+
+
+def test_the_weight_of_the_box_loss_counts(build_tiny, make_batch, storage):
+    losses = []
+    for weight in (1.0, 3.0):
+        model = build_tiny(R50, {"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": weight}).train()
+        torch.manual_seed(0)
+        losses.append(model(make_batch(OBJECTS)))
+    assert losses[0]["loss_box_reg"] > 0
+    torch.testing.assert_close(losses[1]["loss_box_reg"], 3 * losses[0]["loss_box_reg"])
+    torch.testing.assert_close(losses[1]["loss_cls"], losses[0]["loss_cls"])
 
 
 def test_saved_and_loaded_gives_the_same(build_tiny, make_proposals):

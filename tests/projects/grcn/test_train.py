@@ -9,7 +9,8 @@ DET = "grcn/configs/digits/det_C4.yaml"
 
 
 @pytest.mark.parametrize("config", [GRCN, DET])
-def test_a_resumed_run_equals_an_unbroken_one(config, train_resumed):
+def test_a_resumed_run_equals_an_unbroken_one(config, train_resumed, monkeypatch):
+    monkeypatch.setattr("grcn.roi_heads.LOG_PERIOD", 1)
     whole, _ = train_resumed(config)
     assert all(math.isfinite(whole.logged[f"loss_{name}"]) for name in ("cls", "box_reg"))
     assert ("grcn/context_entropy" in whole.logged) == (config == GRCN)

@@ -203,7 +203,7 @@ def test_contradictions_are_refused(keys, message, build_tiny):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"CASCADE.SCORE": "sum"}, "SCORE must be logit or prob"),
+        ({"CASCADE.SCORE": "sum"}, "SCORE must be one of logit, prob"),
         ({"CASCADE.SAMPLES_PER_GT": (64, 64)}, "SAMPLES_PER_GT needs an entry for each of the 3"),
         ({"CASCADE.STAGE_LOSS_WEIGHTS": (1.0,)}, "STAGE_LOSS_WEIGHTS needs an entry"),
         ({"CASCADE.SAMPLES_PER_GT": (64, 2, 60)}, "2 samples for 4 intervals"),
@@ -219,11 +219,15 @@ def test_contradictions_of_the_cascade_are_refused(keys, message, build_tiny):
     [
         ({"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True}, "TRAIN_ON_PRED_BOXES"),
         ({"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "giou"}, "BBOX_REG_LOSS_TYPE"),
+        ({"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 2.0}, "BBOX_REG_LOSS_WEIGHT"),
+        ({"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}, "USE_SIGMOID_CE"),
+        ({"MODEL.ROI_BOX_HEAD.USE_FED_LOSS": True}, "USE_FED_LOSS"),
     ],
 )
-def test_settings_of_detectron2_that_do_not_fit_are_refused(overrides, message, build_tiny):
-    with pytest.raises(UserError, match=message):
-        build_tiny(overrides)
+@pytest.mark.parametrize("method", ["faster", "cascade"])
+def test_settings_of_detectron2_that_do_not_fit_are_refused(method, overrides, message, build_tiny):
+    with pytest.raises(UserError, match=f"{message} .* no effect in IoU-uniform R-CNN"):
+        build_tiny(overrides, config=f"{method}_iou_uniform_R_50_FPN_1x")
 
 
 def test_one_set_of_box_weights_for_each_stage(build_tiny):
