@@ -31,7 +31,7 @@ from grcn.switches import check_switches
 __all__ = ["GRCNROIHeads"]
 
 TASKS = ("cls", "loc")
-# That of Detectron2's writers: the entropy takes a copy of all attention weights, tens of megabytes.
+# That of Detectron2's writers: the entropy copies all attention weights, tens of megabytes.
 LOG_PERIOD = 20
 
 
