@@ -12,6 +12,7 @@ Shape shorthand:
 import torch
 from torch import Tensor
 
+from clsloc.accuracy import log_classification
 from clsloc.boxes import elementwise_iou
 from clsloc.lazy import rows_of_batch, surviving_rows, take_rows
 from clsloc.nms import soft_nms_inference
@@ -21,7 +22,7 @@ from decoupled_rcnn.sampling import match_positives, sample_positives, split_pro
 from detectron2.layers import cat, cross_entropy
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 
@@ -96,7 +97,7 @@ class DecoupledROIHeads(DecoupledBranches):
             pooled = self._pool(maps, boxes)
             logits, labels = self._score(stage, pooled), cat(gt_classes)
             suffix = f"_stage{stage}" if last else ""
-            _log_classification_stats(logits, labels, f"fast_rcnn{suffix if stage else ''}")
+            log_classification(logits, labels, f"fast_rcnn{suffix if stage else ''}")
             loss = cross_entropy(logits, labels, reduction="mean")
             losses[f"loss_cls{suffix}"] = loss * self.plan.cls_loss_weights[stage]
             if stage < last:

@@ -11,11 +11,11 @@ Shape shorthand in this module:
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
+from clsloc.accuracy import log_classification
 from clsloc.boxes import of_class
 from clsloc.fusion import fuse_scores
 from detectron2.config import CfgNode, configurable
@@ -23,7 +23,6 @@ from detectron2.layers import ShapeSpec, cat, cross_entropy, nonzero_tuple
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 from double_head.plan import HeadPlan, classifiers_of, kind_of
 
 __all__ = ["DoubleHeadOutputLayers"]
@@ -128,7 +127,7 @@ class DoubleHeadOutputLayers(nn.Module):
             kind, task = name.split("_")
             if task == "cls":
                 loss = cross_entropy(predictions[name], gt_classes)
-                _log_classification(predictions[name], gt_classes, f"double_head/{kind}")
+                log_classification(predictions[name], gt_classes, f"double_head/{kind}")
                 losses[f"loss_cls_{kind}"] = loss * weight
             else:
                 loss = self._box_loss(predictions[name], gt_deltas, gt_classes, foreground)
@@ -208,23 +207,3 @@ class DoubleHeadOutputLayers(nn.Module):
         selected = of_class(deltas[foreground], gt_classes[foreground])
         loss = smooth_l1_loss(selected, gt_deltas, self.smooth_l1_beta, reduction="sum")
         return loss / max(gt_classes.numel(), 1)
-
-
-@torch.no_grad()
-def _log_classification(logits: Tensor, gt_classes: Tensor, prefix: str) -> None:
-    """Put accuracy, accuracy on the foreground and its share called background in the storage."""
-    if gt_classes.numel() == 0:
-        return
-    background = logits.shape[1] - 1
-    predicted = logits.argmax(dim=1)
-    foreground = (gt_classes >= 0) & (gt_classes < background)
-    correct = predicted == gt_classes
-    missed = foreground & (predicted == background)
-    # One transfer from the device for all counts.
-    counts = torch.stack([correct, foreground, correct & foreground, missed]).sum(dim=1).tolist()
-    num_correct, num_fg, num_fg_correct, num_missed = counts
-    storage = get_event_storage()
-    storage.put_scalar(f"{prefix}/cls_accuracy", num_correct / gt_classes.numel())
-    if num_fg:
-        storage.put_scalar(f"{prefix}/fg_cls_accuracy", num_fg_correct / num_fg)
-        storage.put_scalar(f"{prefix}/false_negative", num_missed / num_fg)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clsloc.accuracy import log_classification
 from clsloc.errors import UserError
 from clsloc.iou_guided import iou_guided_inference
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, cross_entropy
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from iou_uniform.losses import interval_of, iou_loss, row_box_losses
@@ -133,7 +133,7 @@ class IoUUniformOutputLayers(nn.Module):
     def classification_loss(self, logits: Tensor, proposals: list[Instances]) -> Tensor:
         """Cross-entropy, as mean over the sampled proposals."""
         gt_classes = cat([p.gt_classes for p in proposals])
-        _log_classification_stats(logits, gt_classes)
+        log_classification(logits, gt_classes)
         return cross_entropy(logits, gt_classes)
 
     def localisation_losses(
