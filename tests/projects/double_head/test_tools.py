@@ -32,7 +32,7 @@ SMALL = {
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def dataset(tmp_path, forget_datasets):
     """Three images with a box each, of three classes, as COCO JSON."""
     images, annotations = [], []
     for i in range(3):
