@@ -175,7 +175,6 @@ class HeadAnalysis:
         for name, x in maps.items():
             total = spatial_correlation(x).double().sum(dim=0).cpu()
             self._spatial[name] = self._spatial.get(name, 0) + total
-        self._fc_shape = next(iter(outputs.pooled.values())).shape[2:]
 
     def _first_fc(self, tower: str, pooled: Tensor) -> Tensor | None:
         """(D, C * P); None where convolutions come first."""
@@ -199,7 +198,7 @@ class HeadAnalysis:
             tower = name.removesuffix(" map")
             if kind_of(tower) == "fc":
                 weight = self._heads.box_head[tower].fc1.weight.detach()
-                correlation = fc_weight_correlation(weight, *self._fc_shape)
+                correlation = fc_weight_correlation(weight, *self._heads.box_pooler.output_size)
                 cells[f"{tower} weights"] = correlation.cpu().tolist()
         return {
             "bins": [i / NUM_BINS for i in range(NUM_BINS)],

@@ -14,24 +14,39 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from double_head.plan import MODES, HeadPlan, resolve_test_sources
 
-__all__ = ["ROWS", "available_rows", "check_comparable", "detect_in_rows", "evaluate_rows"]
+__all__ = [
+    "ROWS",
+    "available_rows",
+    "check_comparable",
+    "check_towers",
+    "detect_in_rows",
+    "evaluate_rows",
+]
 
 # The modes of Figure 8, and Table 3's fusions; "split" is without fusion, "fused" complementary.
 ROWS = {**MODES, "max": ("max", "conv"), "average": ("average", "conv")}
 
 
-def check_comparable(cfg: CfgNode) -> None:
+def check_towers(cfg: CfgNode) -> None:
     """
     Raises:
-        UserError: the config has no two heads, or no dataset, or one that is not scored by box AP.
+        UserError: the config is of another detector, or has no dataset to look at its towers with.
     """
     if cfg.MODEL.ROI_HEADS.NAME != "DoubleHeadROIHeads":
         raise UserError(
-            "There are no two heads to compare: MODEL.ROI_HEADS.NAME is "
+            "The config has none of the towers of Double-Head: MODEL.ROI_HEADS.NAME is "
             f"{cfg.MODEL.ROI_HEADS.NAME!r}, not 'DoubleHeadROIHeads'."
         )
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name the datasets to evaluate on.")
+
+
+def check_comparable(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: as of `check_towers`, or a dataset is not scored by box AP.
+    """
+    check_towers(cfg)
     for name in cfg.DATASETS.TEST:
         if MetadataCatalog.get(name).get("evaluator_type") == "wider_face":
             raise UserError(

@@ -12,8 +12,8 @@ regressed by every tower (section 3 of the paper). In DIR then are
   windows.png     Figure 2: score and IoU after regression against the IoU before
   cells.png       Figure 4: cosine similarities of the cells, 7x7 tiles of 7x7
 
-One tower alone is analysed with its own config, such as table1_single_fc. On a CPU an object takes
-minutes with a ResNet-50; --windows 500 draws some of its windows.
+One tower alone is analysed with its own config, such as table1_single_fc. On a CPU, where
+all windows take long, --windows 500 draws some of those of an object.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
 from double_head import add_double_head_config
 from double_head.analysis import HeadAnalysis, difficulty_of_classes
+from double_head.mode_evaluation import check_towers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,13 +59,7 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value} is too few; give at least 1.")
     check_matplotlib()
     cfg = setup_cfg(args, config_functions=[add_double_head_config])
-    if cfg.MODEL.ROI_HEADS.NAME != "DoubleHeadROIHeads":
-        raise UserError(
-            f"{args.config_file!r} has no towers to analyse: its MODEL.ROI_HEADS.NAME is "
-            f"{cfg.MODEL.ROI_HEADS.NAME!r}, not 'DoubleHeadROIHeads'."
-        )
-    if not (cfg.DATASETS.TEST and cfg.MODEL.WEIGHTS):
-        raise UserError("Name a dataset and weights: DATASETS.TEST and MODEL.WEIGHTS.")
+    check_towers(cfg)
     items = open_items(cfg, args)
     model = build_model(cfg).eval()
     Checkpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)

@@ -137,7 +137,7 @@ def test_evaluate_modes_says_what_is_missing(config, word, run_tool):
     [
         ("double_head_ext_R_50_FPN_1x", ["DATASETS.TEST", "('faces',)"], "'faces' has the measure"),
         ("double_head_ext_R_50_FPN_1x", ["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
-        ("fpn_baseline_R_50_FPN_1x", [], "no two heads"),
+        ("fpn_baseline_R_50_FPN_1x", [], "none of the towers"),
     ],
 )
 @pytest.mark.parametrize("tool", ["evaluate_modes", "lambda_grid"])
