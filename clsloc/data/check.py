@@ -152,6 +152,12 @@ def _categories(categories: Sequence[dict[str, Any]]) -> Iterable[Finding]:
             "among them; give each category a whole number."
         )
         yield Finding("unordered_category_ids", "error", len(odd), sentence)
+    elif all(isinstance(value, str) for value in ids):
+        sentence = (
+            f"The category ids are text, such as {ids[0]!r}; the model sorts them as text, '10' "
+            "before '2', and programs other than this one may want whole numbers."
+        )
+        yield Finding("text_category_ids", "note", len(ids), sentence)
     numbers = sorted(value for value in ids if isinstance(value, int))
     if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         sentence = (

@@ -106,6 +106,16 @@ def test_category_ids_that_cannot_be_sorted(key, table):
     assert category_table(wrong["categories"]) == table
 
 
+def test_category_ids_that_are_text_are_noted():
+    odd = good()
+    for part, key in (("categories", "id"), ("annotations", "category_id")):
+        for item in odd[part]:
+            item[key] = str(item[key])
+    (finding,) = check_coco(odd)
+    assert (finding.kind, finding.severity, finding.count) == ("text_category_ids", "note", 2)
+    assert "sorts them as text" in finding.sentence
+
+
 def test_the_command_reports_category_ids_that_cannot_be_sorted(folder, capsys):
     wrong = good()
     wrong["categories"].append({"id": "x", "name": "fox"})

@@ -42,6 +42,11 @@ def main(args: argparse.Namespace) -> None:
     check_comparable(setup_cfg(args, config_functions=[add_double_head_config]))
     pairs = list(product(args.lambda_fc, args.lambda_conv))
     reports = {pair: run_pair(args, *pair) for pair in pairs}
+    if args.json:
+        pairs_report = [
+            {"lambda_fc": fc, "lambda_conv": conv, "modes": reports[fc, conv]} for fc, conv in pairs
+        ]
+        write_json(pairs_report, args.json)
     for mode in MODES:
         print(f"\n{args.metric}, mode {mode}; rows lambda_conv, columns lambda_fc")
         table = [
@@ -49,11 +54,6 @@ def main(args: argparse.Namespace) -> None:
             for conv in sorted(args.lambda_conv, reverse=True)
         ]
         print(tabulate(table, headers=["", *map(str, args.lambda_fc)], floatfmt=".1f"))
-    if args.json:
-        pairs_report = [
-            {"lambda_fc": fc, "lambda_conv": conv, "modes": reports[fc, conv]} for fc, conv in pairs
-        ]
-        write_json(pairs_report, args.json)
 
 
 def run_pair(args: argparse.Namespace, lambda_fc: float, lambda_conv: float) -> dict:
@@ -91,7 +91,13 @@ def metric_of(report: dict, mode: str, metric: str) -> float | None:
     """The metric on the first dataset; None where the mode does not exist."""
     if mode not in report:
         return None
-    return next(iter(report[mode].values()))["bbox"][metric]
+    figures = next(iter(report[mode].values()))["bbox"]
+    if metric not in figures:
+        raise UserError(
+            f"--metric {metric} was not measured: choose one of {', '.join(figures)}; what is "
+            "trained is kept, so the same command with another metric only prints."
+        )
+    return figures[metric]
 
 
 if __name__ == "__main__":
