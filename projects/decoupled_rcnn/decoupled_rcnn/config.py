@@ -35,13 +35,15 @@ def add_decoupled_rcnn_config(cfg: CfgNode) -> None:
     node.NUM_REG_STAGES = 3
     # A box is a positive of a stage if its IoU with an object is at least this.
     node.REG_IOUS = (0.5, 0.5, 0.5)
-    # Weights of dx, dy, dw, dh (authors' code: standard deviations 0.1, 0.05, 0.033 and twice).
+    # Weights of dx, dy, dw, dh, in place of MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS (authors' code:
+    # standard deviations 0.1, 0.05, 0.033 and twice).
     node.BBOX_REG_WEIGHTS = (
         (10.0, 10.0, 5.0, 5.0),
         (20.0, 20.0, 10.0, 10.0),
         (30.0, 30.0, 15.0, 15.0),
     )
-    # One box for all classes. The published parameter counts prove this default.
+    # One box for all classes, in place of MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG. The published
+    # parameter counts prove this default.
     node.CLS_AGNOSTIC = (False, True, True)
     # The regressors' head: "FastRCNNConvFCHead", or "DoubleConvRegHead", the conv tower of
     # Double-Head (Table XI). The classifier's is MODEL.ROI_BOX_HEAD.NAME.

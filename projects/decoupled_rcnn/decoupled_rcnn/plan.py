@@ -94,6 +94,11 @@ class DecoupledPlan:
                 f"detector, got {node.NUM_REG_STAGES}."
             )
         check_choice("MODEL.DECOUPLED.REG_SAMPLER", node.REG_SAMPLER, SAMPLERS)
+        if node.REG_SAMPLER == "shared" and node.REG_APPEND_GT:
+            raise UserError(
+                "MODEL.DECOUPLED.REG_SAMPLER 'shared' takes its positives from the samples of the "
+                "classifier, so REG_APPEND_GT appends nothing: set it to False."
+            )
         check_choice("MODEL.DECOUPLED.REG_LOSS_NORM", node.REG_LOSS_NORM, NORMS)
         check_choice("MODEL.DECOUPLED.SOFT_NMS_METHOD", node.SOFT_NMS_METHOD, SOFT_NMS_METHODS)
         _check_positive("REG_ROI_SCALE", node.REG_ROI_SCALE)

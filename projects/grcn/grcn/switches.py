@@ -93,7 +93,12 @@ def _check_head(node: CfgNode, split: bool) -> None:
 
 
 def _check_resnet(cfg: CfgNode) -> None:
-    resnets = cfg.MODEL.RESNETS
+    node, resnets = cfg.MODEL.GRCN, cfg.MODEL.RESNETS
+    if node.RES5_STRIDE != 1 and (node.RES_DET or cfg.MODEL.ROI_BOX_HEAD.NAME):
+        raise UserError(
+            f"MODEL.GRCN.RES5_STRIDE {node.RES5_STRIDE} is for RoIs that go through conv5, and "
+            "RES_DET or MODEL.ROI_BOX_HEAD.NAME puts another head there: leave it at 1."
+        )
     if resnets.DEPTH >= 50 and not resnets.STRIDE_IN_1X1:
         raise UserError(
             "The bottlenecks of G-RCN run at two strides, which their weights allow only with the "
@@ -104,7 +109,7 @@ def _check_resnet(cfg: CfgNode) -> None:
             "G-RCN has plain convolutions alone: set MODEL.RESNETS.DEFORM_ON_PER_STAGE to False "
             "everywhere and RES5_DILATION to 1."
         )
-    if cfg.MODEL.GRCN.RES4_SPLIT and resnets.NORM not in ("FrozenBN", "GN", "LN", ""):
+    if node.RES4_SPLIT and resnets.NORM not in ("FrozenBN", "GN", "LN", ""):
         raise UserError(
             "The shared bottlenecks of G-RCN see maps of two strides, whose batch statistics "
             "would mix: set MODEL.RESNETS.NORM to FrozenBN, GN or LN, not "

@@ -67,6 +67,13 @@ class IoUUniformCascadeROIHeads(IoUUniformROIHeads):
                 "MODEL.ROI_BOX_CASCADE_HEAD needs one IoU and one set of weights for each stage, "
                 f"got IOUS {ious} and BBOX_REG_WEIGHTS {weights}."
             )
+        first = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
+        if list(first) != list(ious[:1]):
+            raise UserError(
+                "The first stage trains on the sampled proposals, so the first of "
+                f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS {tuple(ious)} must be that of "
+                f"MODEL.ROI_HEADS.IOU_THRESHOLDS {tuple(first)}."
+            )
         node = cfg.MODEL.IOU_UNIFORM.CASCADE
         check_choice("MODEL.IOU_UNIFORM.CASCADE.SCORE", node.SCORE, ("logit", "prob"))
         arguments = super().from_config(cfg, input_shape)

@@ -5,6 +5,7 @@ An output is named after what it predicts: "cls" classes, "reg" boxes, "iou" the
 of the two branches of a RoI: "cls" or "loc".
 """
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -12,8 +13,11 @@ from clsloc.config import check_choice
 from clsloc.errors import UserError
 from clsloc.samplers import IoUUniformSampler
 from detectron2.config import CfgNode
+from iou_uniform.config import add_iou_uniform_config
 
 __all__ = ["HeadPlan", "sampler_from_config", "stage_samplers_from_config"]
+
+SAMPLER_KEYS = ("INTERVALS", "OFFSETS", "SCALES", "SAMPLES_PER_GT")
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,23 @@ def sampler_from_config(cfg: CfgNode) -> IoUUniformSampler:
 
 
 def stage_samplers_from_config(cfg: CfgNode) -> list[IoUUniformSampler]:
-    """The samplers of the stages of `MODEL.IOU_UNIFORM.CASCADE`."""
+    """
+    The samplers of the stages of `MODEL.IOU_UNIFORM.CASCADE`.
+
+    Raises:
+        UserError: if a stage has no entry there, or the keys of a single stage are set.
+    """
     cascade, num_stages = cfg.MODEL.IOU_UNIFORM.CASCADE, len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
-    for key in ("INTERVALS", "OFFSETS", "SCALES", "SAMPLES_PER_GT", "STAGE_LOSS_WEIGHTS"):
+    add_iou_uniform_config(untouched := CfgNode({"MODEL": CfgNode()}))
+    for key in SAMPLER_KEYS:
+        value = cfg.MODEL.IOU_UNIFORM[key]
+        # As text, since what is read from a file has lists in place of tuples.
+        if json.dumps(value) != json.dumps(untouched.MODEL.IOU_UNIFORM[key]):
+            raise UserError(
+                f"MODEL.IOU_UNIFORM.{key} {value} is for a detector of one stage: set "
+                f"MODEL.IOU_UNIFORM.CASCADE.{key}, which has an entry for each."
+            )
+    for key in (*SAMPLER_KEYS, "STAGE_LOSS_WEIGHTS"):
         if len(cascade[key]) != num_stages:
             raise UserError(
                 f"MODEL.IOU_UNIFORM.CASCADE.{key} needs an entry for each of the {num_stages} "
@@ -118,7 +136,7 @@ def stage_samplers_from_config(cfg: CfgNode) -> list[IoUUniformSampler]:
 def _build_sampler(node: CfgNode, where: str, stage: int | None = None) -> IoUUniformSampler:
     own = {
         key: node[key] if stage is None else node.CASCADE[key][stage]
-        for key in ("INTERVALS", "OFFSETS", "SCALES", "SAMPLES_PER_GT")
+        for key in SAMPLER_KEYS
     }
     try:
         return IoUUniformSampler(

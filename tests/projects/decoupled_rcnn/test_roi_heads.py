@@ -444,6 +444,10 @@ def test_mixed_precision_stays_close(
         ({"MODEL.DECOUPLED.NUM_REG_STAGES": 0}, "NUM_REG_STAGES must be"),
         ({"MODEL.DECOUPLED.SHARED_FC": True}, "NUM_REG_STAGES is 3"),
         ({"MODEL.DECOUPLED.REG_SAMPLER": "best"}, "'best'"),
+        (
+            {"MODEL.DECOUPLED.REG_SAMPLER": "shared", "MODEL.DECOUPLED.REG_APPEND_GT": True},
+            "REG_APPEND_GT appends nothing",
+        ),
         ({"MODEL.DECOUPLED.REG_LOSS_NORM": "none"}, "'none'"),
         ({"MODEL.DECOUPLED.SOFT_NMS_METHOD": "cubic"}, "'cubic'"),
         ({"MODEL.DECOUPLED.REG_ROI_SCALE": 0.0}, "REG_ROI_SCALE"),

@@ -276,6 +276,7 @@ CONTRADICTIONS = [
     ("vgg16_baseline", {"RES4_SPLIT": 2}, "RES4_SPLIT is for ResNet, and the backbone is VGG16"),
     ("vgg16_baseline", {"RES_DET": True}, "RES_DET is for ResNet"),
     ("vgg16_baseline", {"RES5_STRIDE": 2}, "RES5_STRIDE is for ResNet"),
+    ("R_50_det", {"RES5_STRIDE": 2}, "RES5_STRIDE 2 is for RoIs that go through conv5"),
     ("vgg16_baseline", {"FPN_SPLIT": True}, "FPN_SPLIT is for FPN"),
     ("R_50_FPN_grcn", {"LOC_DOWN": "none"}, "LOC_DOWN must be one of keep"),
 ]
@@ -303,6 +304,10 @@ def test_contradictions_are_refused(config, keys, message, tiny_cfg):
             "BACKBONE.NAME to be one of",
         ),
         ({"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True}, "TRAIN_ON_PRED_BOXES True .* G-RCN"),
+        (
+            {"MODEL.GRCN.RES5_STRIDE": 2, "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead"},
+            "RES5_STRIDE 2 is for RoIs that go through conv5",
+        ),
     ],
 )
 def test_other_parts_that_do_not_fit_are_refused(overrides, message, build_tiny):

@@ -9,6 +9,7 @@ import yaml
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from iou_uniform.plan import stage_samplers_from_config
 
 PROJECT = Path(__file__).parents[3] / "projects" / "iou_uniform"
 CONFIGS = PROJECT / "configs"
@@ -207,6 +208,8 @@ def test_contradictions_are_refused(keys, message, build_tiny):
         ({"CASCADE.SAMPLES_PER_GT": (64, 64)}, "SAMPLES_PER_GT needs an entry for each of the 3"),
         ({"CASCADE.STAGE_LOSS_WEIGHTS": (1.0,)}, "STAGE_LOSS_WEIGHTS needs an entry"),
         ({"CASCADE.SAMPLES_PER_GT": (64, 2, 60)}, "2 samples for 4 intervals"),
+        ({"SAMPLES_PER_GT": 16}, "SAMPLES_PER_GT 16 is for a detector of one stage"),
+        ({"SCALES": ((0.5, 2.0), (0.8, 1.2))}, "set MODEL.IOU_UNIFORM.CASCADE.SCALES"),
     ],
 )
 def test_contradictions_of_the_cascade_are_refused(keys, message, build_tiny):
@@ -228,6 +231,27 @@ def test_contradictions_of_the_cascade_are_refused(keys, message, build_tiny):
 def test_settings_of_detectron2_that_do_not_fit_are_refused(method, overrides, message, build_tiny):
     with pytest.raises(UserError, match=f"{message} .* no effect in IoU-uniform R-CNN"):
         build_tiny(overrides, config=f"{method}_iou_uniform_R_50_FPN_1x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_has_the_box_loss_of_its_baseline(name, make_cfg):
+    model = make_cfg(name).MODEL  # the key of the baseline comes from the file that both begin with
+    if model.ROI_HEADS.NAME.startswith("IoUUniform"):
+        assert model.IOU_UNIFORM.REG_LOSS_BETA == model.ROI_BOX_HEAD.SMOOTH_L1_BETA
+
+
+def test_a_cascade_is_built_again_from_the_config_that_its_run_wrote(tmp_path, make_cfg):
+    config = "cascade_iou_uniform_R_50_FPN_1x"
+    (tmp_path / "config.yaml").write_text(make_cfg(config).dump())
+    read = make_cfg(tmp_path / "config")
+    assert [s.quota for s in stage_samplers_from_config(read)] == [16, 16, 20]
+
+
+def test_the_first_stage_matches_as_the_proposals_were_sampled(build_tiny):
+    with pytest.raises(UserError, match=r"must be that of MODEL.ROI_HEADS.IOU_THRESHOLDS \(0.4,\)"):
+        build_tiny(
+            {"MODEL.ROI_HEADS.IOU_THRESHOLDS": (0.4,)}, config="cascade_iou_uniform_R_50_FPN_1x"
+        )
 
 
 def test_one_set_of_box_weights_for_each_stage(build_tiny):
