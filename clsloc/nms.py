@@ -59,8 +59,8 @@ def soft_nms(
         raise ValueError(
             f"Unknown Soft-NMS {method!r}: choose one of {', '.join(SOFT_NMS_METHODS)}."
         )
-    if len(boxes) == 0:
-        return classes.new_zeros(0), scores.clone()
+    if len(boxes) == 0 or topk == 0:
+        return classes.new_zeros(0), scores[:0].clone()
     found, classes = torch.unique(classes, return_inverse=True)
     rows = torch.arange(len(boxes), device=boxes.device)
     left = torch.where(scores >= min_score, scores, -torch.inf)

@@ -95,9 +95,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name in ("batch", "pairs"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} is too few; give at least 1.")
+    for name, least in (("batch", 1), ("pairs", 1), ("num_gt", 0), ("survivors", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {value} is too few; give at least {least}.")
+    if min(args.size) < 1:
+        raise UserError(f"--size {args.size[0]} {args.size[1]} is no image; give sides above 0.")
     if args.skip == "train_step" and not args.baseline and not args.runtimes:
         if not args.override_a and args.weights_a == args.weights_b:
             raise UserError("A and B are the same; give --baseline, --override-a or --runtimes.")

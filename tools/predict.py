@@ -26,7 +26,7 @@ from clsloc.errors import UserError
 from clsloc.files import make_folder, save_picture
 from clsloc.prediction import Predictor, batches_of_one_size, coco_annotations
 from clsloc.video import VideoReader, VideoWriter, is_video
-from detectron2.data import DatasetCatalog, Metadata
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
@@ -77,6 +77,8 @@ def main(args: argparse.Namespace) -> int:
     """Predict, draw and write; returns the exit status."""
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size} is too few; give at least 1.")
+    if args.max_images is not None and args.max_images < 1:
+        raise UserError(f"--max-images {args.max_images} is too few; leave it out for all images.")
     if args.compare_gt and not args.dataset:
         raise UserError("--compare-gt needs ground truth; name a dataset with --dataset.")
     cfg = setup_cfg(args, overrides=["MODEL.WEIGHTS", args.weights])
@@ -89,7 +91,8 @@ def main(args: argparse.Namespace) -> int:
 
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": predictor.categories}
     pictures = zip(records, _picture_paths(records, output))
-    work = Work(predictor, metadata, args, content, failures)
+    own_metadata = MetadataCatalog.get(args.dataset) if args.dataset else metadata
+    work = Work(predictor, metadata, own_metadata, args, content, failures)
     for batch in batches_of_one_size(work.open_images(pictures), args.batch_size):
         work.predict_images(batch)
 
@@ -104,7 +107,8 @@ class Work:
     """What all images share, and what grows with them."""
 
     predictor: Predictor
-    metadata: Metadata
+    metadata: Metadata  # of the model
+    own_metadata: Metadata  # of the dataset, if there is one
     args: argparse.Namespace
     content: dict[str, Any]
     failures: list[str]
@@ -127,7 +131,7 @@ class Work:
         for ((record, picture), image), instances in zip(batch, self._detect(batch)):
             self._add(record, image, instances)
             ground_truth = record if self.args.compare_gt else None
-            drawn = _draw(image, instances, self.metadata, ground_truth)
+            drawn = _draw(image, instances, self.metadata, ground_truth, self.own_metadata)
             save_picture(drawn, picture, quality=92)
             print(f"{record['file_name']}: {len(instances)} detections, drawn in {picture}")
 
@@ -227,13 +231,21 @@ def _add(
 
 
 def _draw(
-    image: np.ndarray, instances: Instances, metadata: Metadata, ground_truth: Record | None
+    image: np.ndarray,
+    instances: Instances,
+    metadata: Metadata,
+    ground_truth: Record | None,
+    own_metadata: Metadata,
 ) -> Image.Image:
-    """The predictions on the image and, where asked for, the ground truth to their right."""
+    """The predictions on the image and, where asked for, the ground truth to their right.
+
+    Args:
+        metadata, own_metadata: the class names of the predictions, and of the ground truth.
+    """
     panels = {"predictions": _visualizer(image, metadata).draw_instance_predictions(instances)}
     if ground_truth is None:
         return Image.fromarray(panels["predictions"].get_image())
-    panels["ground truth"] = _visualizer(image, metadata).draw_dataset_dict(ground_truth)
+    panels["ground truth"] = _visualizer(image, own_metadata).draw_dataset_dict(ground_truth)
 
     height, width = panels["predictions"].get_image().shape[:2]
     picture = Image.new("RGB", (2 * width, height + HEADER), "white")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from clsloc.data import wider_face
+from clsloc.data.check import is_box, is_side
 from clsloc.data.voc import load_voc_folder, voc_class_names
 from clsloc.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -61,7 +62,9 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
     _check_exists(name, json_file, os.path.isfile)
     _check_exists(name, image_root, os.path.isdir)
     try:
-        return load_coco_json(json_file, image_root, name)
+        samples = load_coco_json(json_file, image_root, name)
+        _check_values(samples)
+        return samples
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"The annotation file {json_file!r} is no valid JSON ({error}); export or copy it "
@@ -76,6 +79,18 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
         f"The annotation file {json_file!r} cannot be used ({reason}); look at it with "
         "tools/check_dataset.py, whose --fix completes what it can."
     )
+
+
+def _check_values(samples: Iterable[dict[str, Any]]) -> None:
+    """What loads and would fail in the step that draws the image, perhaps hours later."""
+    for sample in samples:
+        if not is_side(sample["height"]) or not is_side(sample["width"]):
+            size = f"height {sample['height']!r} and width {sample['width']!r}"
+            raise ValueError(f"the image {sample['image_id']} has {size}")
+        for annotation in sample.get("annotations", ()):
+            if not is_box(annotation.get("bbox")):
+                box = f"the box {annotation['bbox']!r}" if "bbox" in annotation else "no box"
+                raise ValueError(f"an object of the image {sample['image_id']} has {box}")
 
 
 def register_voc(

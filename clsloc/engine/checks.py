@@ -2,12 +2,14 @@
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clsloc.engine.tta import check_augmentation
 from clsloc.errors import UserError
+from clsloc.evaluation import METRICS_OF_TASKS
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -114,6 +116,50 @@ def _class_names(name: str) -> Sequence[str] | None:
     if metadata.get("thing_classes") is None:
         DatasetCatalog.get(name)  # many datasets know their classes only when they are loaded
     return metadata.get("thing_classes")
+
+
+def check_test_sets(
+    cfg: CfgNode, build_evaluator: Callable[[CfgNode, str], DatasetEvaluator]
+) -> None:
+    """What evaluation would only find after training: no images, no evaluator, no ground truth.
+
+    Args:
+        build_evaluator: what will evaluate.
+
+    Raises:
+        UserError: with the name and the remedy.
+    """
+    for name in cfg.DATASETS.TEST:
+        if not len(DatasetCatalog.get(name)):
+            raise UserError(
+                f"The dataset {name!r} has no images to evaluate on; name another one in "
+                "DATASETS.TEST, or none as ()."
+            )
+        if MetadataCatalog.get(name).get("evaluator_type") != "coco":
+            build_evaluator(cfg, name)  # reads what it compares with; COCO data has just been read
+
+
+def check_best_metric(cfg: CfgNode) -> None:
+    """The metric of ``CLSLOC.BEST`` can be one of an evaluation of ``DATASETS.TEST``.
+
+    Raises:
+        UserError: its name is not complete, or the task has no such metric.
+    """
+    metric, names = cfg.CLSLOC.BEST.METRIC, cfg.DATASETS.TEST
+    if not metric:
+        return
+    example = f"{names[0]}/bbox/AP" if len(names) > 1 else "bbox/AP"
+    *start, task, last = metric.split("/") if "/" in metric else ("", "", metric)
+    if not task or not names or (len(names) > 1 and "/".join(start) not in names):
+        raise UserError(
+            f"CLSLOC.BEST.METRIC {metric!r} names no metric of the {len(names)} dataset(s) of "
+            f"DATASETS.TEST; the form is {example}."
+        )
+    known = METRICS_OF_TASKS.get(task)
+    if known and last not in known and "-" not in last:  # AP-<class> is there on request
+        raise UserError(
+            f"CLSLOC.BEST.METRIC {metric!r} is no metric of {task}; {did_you_mean(last, known)}."
+        )
 
 
 def class_count_key(cfg: CfgNode) -> str | None:

@@ -75,7 +75,13 @@ def load_config_file(path: str, _children: tuple[str, ...] = ()) -> dict[str, An
     content = _read_yaml(path)
     bases = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(
+            f"{BASE_KEY} of the config file {path!r} must be a file or a list of files, got "
+            f"{bases!r}."
+        )
+    for base in bases:
         base_path = resolve_config_file(base, relative_to=os.path.dirname(path))
         _merge(load_config_file(base_path, (*_children, path)), merged)
     _merge(content, merged)

@@ -13,7 +13,12 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from clsloc.checkpoint import Checkpointer
 from clsloc.cli import INTERRUPTED_STATUS
-from clsloc.engine.checks import check_config, check_frozen_stages, check_learning_rate
+from clsloc.engine.checks import (
+    check_config,
+    check_frozen_stages,
+    check_learning_rate,
+    check_test_sets,
+)
 from clsloc.engine.config_file import resolve_config_file
 from clsloc.engine.interrupt import end_at_once, end_together
 from clsloc.engine.projects import ConfigFunction
@@ -147,6 +152,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name the datasets to evaluate on.")
     check_config(cfg, cfg.DATASETS.TEST)
+    check_test_sets(cfg, Trainer.build_evaluator)
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -70,9 +71,22 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
             f"The config file {path!r} has VERSION {version}; rewrite it for {cfg.VERSION}."
         )
     try:
+        _check_not_empty(content, cfg)
         cfg.merge_from_other_cfg(CfgNode(content))
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"The config file {path!r} does not fit: {_sentence(error)}") from error
+
+
+def _check_not_empty(content: dict[str, Any], cfg: CfgNode, where: str = "") -> None:
+    """A key without a value would replace one, of any type, by None."""
+    for key, value in content.items():
+        default = cfg.get(key)
+        if not isinstance(key, str):
+            raise ValueError(f"the key {where}{key} is no text")
+        if value is None and default is not None:
+            raise ValueError(f"{where}{key} has no value; give it one or remove it")
+        if isinstance(value, dict) and isinstance(default, CfgNode):
+            _check_not_empty(value, default, f"{where}{key}.")
 
 
 def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:

@@ -17,7 +17,7 @@ from clsloc.data.safe_mapper import RaisingLoader, SafeMapper
 from clsloc.data.train_data import build_train_loader
 from clsloc.data.train_loader import TrainLoader, seed_generators
 from clsloc.engine.best import BestModel
-from clsloc.engine.checks import check_config, log_schedule
+from clsloc.engine.checks import check_best_metric, check_config, check_test_sets, log_schedule
 from clsloc.engine.diagnosis import StepRecorder, divergence_sentence
 from clsloc.engine.interrupt import InterruptGuard
 from clsloc.engine.results import write_results
@@ -67,6 +67,8 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.seed: int = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         check_config(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        check_test_sets(cfg, self.build_evaluator)
+        check_best_metric(cfg)
         loader = self.build_train_loader(cfg)
         loader.seed = self.seed
         log_schedule(cfg, len(loader.dataset))
@@ -157,13 +159,23 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        if resume:
+        if not resume:
+            self._forget_earlier_run()
+        else:
             logger.info(
                 "Resuming %s at iteration %d of %d.",
                 self.checkpointer.get_checkpoint_file(),
                 self.start_iter,
                 self.max_iter,
             )
+
+    def _forget_earlier_run(self) -> None:
+        """From here on ``--resume`` and ``results.json`` in OUTPUT_DIR mean this run."""
+        for name in ("last_checkpoint", "results.json"):
+            path = os.path.join(self.cfg.OUTPUT_DIR, name)
+            if comm.is_main_process() and os.path.exists(path):
+                os.remove(path)
+                logger.warning("Removed %s, which an earlier run in the same folder left.", path)
 
     def train(self) -> dict[str, Any]:
         """Train, evaluate, and write ``results.json``; returns the metrics.

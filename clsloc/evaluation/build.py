@@ -3,12 +3,16 @@
 import os
 
 from clsloc.errors import UserError
-from clsloc.evaluation.coco import BoxEvaluator
+from clsloc.evaluation.coco import REPORTED, BoxEvaluator
 from clsloc.evaluation.voc import OfficialVOCEvaluator
 from clsloc.evaluation.wider_face import WIDERFaceEvaluator
+from clsloc.evaluation.wider_face_truth import SUBSETS
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+
+METRICS_OF_TASKS = {"bbox": REPORTED, "voc": ("AP", "AP50", "AP75", "AP70"), "face": SUBSETS}
+"""The metrics of each task that an evaluator below reports, besides those of single classes."""
 
 
 def build_evaluator(

@@ -51,6 +51,24 @@ class BoxEvaluator(COCOEvaluator):
         if converts:
             del metadata.json_file
         self._per_class = per_class
+        self._complete_annotations()
+
+    def _complete_annotations(self) -> None:
+        """Give what pycocotools reads and no training needs the value it has for plain boxes."""
+        incomplete = 0
+        for annotation in self._coco_api.anns.values():
+            if annotation.get("area") is None or annotation.get("iscrowd") is None:
+                *_, width, height = annotation["bbox"]
+                given = {key: value for key, value in annotation.items() if value is not None}
+                annotation.update({"area": width * height, "iscrowd": 0} | given)
+                incomplete += 1
+        if incomplete:
+            logger.warning(
+                "%s: %d objects have no area or no iscrowd; their area is taken as width times "
+                "height, and none as a crowd.",
+                self._metadata.name,
+                incomplete,
+            )
 
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None

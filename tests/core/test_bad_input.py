@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from clsloc.engine import argument_parser, main, run
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 TINY = """
 _BASE_: "digits/faster_rcnn_R_18_FPN.yaml"
@@ -185,6 +187,85 @@ def test_broken_annotation_files(sentence, data):
     with open(data[0], "w") as file:
         file.write("[]")
     assert "instances.json" in sentence()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c["annotations"][0].pop("bbox"), "an object of the image 0 has no box"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "has the box [1, 2, 3]"),
+        (lambda c: c["annotations"][0].update(bbox=["1", 2, 3, 4]), "the box ['1', 2, 3, 4]"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, math.nan, 4]), "the box [1, 2, nan, 4]"),
+        (lambda c: c["images"][1].update(width="200"), "image 1 has height 150 and width '200'"),
+    ],
+)
+def test_values_that_would_fail_in_the_middle_of_training(sentence, data, change, reason):
+    edit(data[0], change)
+    text = sentence()
+    assert reason in text and "look at it with tools/check_dataset.py" in text
+
+
+def test_a_test_set_without_images_is_found_before_training(sentence, parse, data, tmp_path):
+    empty = tmp_path / "empty.json"
+    shutil.copy(data[0], empty)
+    edit(empty, lambda content: content.update(images=[], annotations=[]))
+    args = parse("DATASETS.TEST", "('none',)")
+    args.coco.append(["none", str(empty), data[1]])
+    assert "The dataset 'none' has no images to evaluate on" in sentence(args=args)
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+def test_a_test_set_without_an_evaluator_is_found_before_training(sentence, parse, flags):
+    DatasetCatalog.register("other", lambda: [{"file_name": "0.png"}])
+    MetadataCatalog.get("other").set(evaluator_type="segments", thing_classes=["cat", "dog"])
+    args = parse(*flags, "DATASETS.TEST", "('other',)")
+    assert "evaluator_type 'segments', for which there is no evaluator" in sentence(args=args)
+
+
+@pytest.mark.parametrize(
+    ("metric", "sets", "reason"),
+    [
+        ("AP", "('pets',)", "names no metric of the 1 dataset(s)"),
+        ("bbox/AP51", "('pets',)", "is no metric of bbox; did you mean AP"),
+        ("bbox/AP", "()", "the form is bbox/AP"),
+        ("bbox/AP", "('pets', 'pets2')", "the form is pets/bbox/AP"),
+    ],
+)
+def test_a_metric_that_cannot_be_the_best_is_found_before_training(
+    sentence, parse, data, metric, sets, reason
+):
+    args = parse("CLSLOC.BEST.METRIC", metric, "DATASETS.TEST", sets)
+    args.coco.append(["pets2", *data])
+    assert reason in sentence(args=args)
+
+
+def test_annotations_of_boxes_alone_are_enough(parse, data, tmp_path):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation.pop("area", None)
+            annotation["iscrowd"] = None
+
+    edit(data[0], change)
+    main(parse())
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "pets: 4 objects have no area or no iscrowd" in log
+    assert (tmp_path / "out" / "results.json").exists()
+
+
+def test_resuming_a_run_that_began_in_a_used_folder(sentence, parse, tmp_path):
+    main(parse())
+    out = tmp_path / "out"
+    assert (out / "results.json").exists() and (out / "last_checkpoint").exists()
+    # Broken off before its first checkpoint: what --resume finds must not be the run before.
+    assert "gone.pth" in sentence("MODEL.WEIGHTS", "gone.pth")
+    assert (out / "last_checkpoint").exists()  # it did not begin
+    text = sentence("SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", "False",
+                    "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "6")  # fmt: skip
+    assert "Training diverged" in text
+    assert not (out / "results.json").exists()
+    assert "There is nothing to resume" in sentence("--resume")
+    assert (out / "model_final.pth").exists()
 
 
 def test_an_annotation_of_an_unknown_category(sentence, data):

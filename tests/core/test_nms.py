@@ -64,6 +64,7 @@ def test_the_order_is_that_of_the_lowered_scores():
     assert kept == [0, 2, 1]
     assert scores == pytest.approx([0.9, 0.3, 0.8 * (1 - IOU)])
     assert run([A, B, FAR], [0.9, 0.8, 0.3], topk=2)[0] == [0, 2]
+    assert run([A, B, FAR], [0.9, 0.8, 0.3], topk=0) == ([], [])
 
 
 def test_equal_scores_and_no_box():

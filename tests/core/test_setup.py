@@ -114,6 +114,10 @@ def test_bases(tmp_path):
         ("- 1", "holds no mapping"),
         ("VERSION: 1", "has VERSION 1"),
         ("_BASE_: gone.yaml", r"gone\.yaml' does not exist"),
+        ("_BASE_: 3", r"a\.yaml' must be a file or a list of files, got 3"),
+        ("_BASE_:", "must be a file or a list of files, got None"),
+        ("MODEL: {DEVICE: }", r"MODEL.DEVICE has no value; give it one or remove it"),
+        ("MODEL: {3: 1}", "the key MODEL.3 is no text"),
     ],
 )
 def test_faults_of_a_file_in_a_sentence(tmp_path, text, message):

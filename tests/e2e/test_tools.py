@@ -156,6 +156,17 @@ def test_predict_on_a_dataset_beside_its_ground_truth(predict) -> None:
     assert height > 480 * 40 / 60
 
 
+def test_ground_truth_has_the_classes_of_its_dataset(predict, images: Path) -> None:
+    file = images.parent / "coco.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 9, "name": "fox"})
+    content["annotations"][0]["category_id"] = 9
+    file.write_text(json.dumps(content))
+    arguments = ["--dataset", "pets", "--compare-gt"]
+    assert predict(*arguments, overrides=("DATASETS.TEST", "()")) == 0
+    assert Image.open("out/a.jpg").size[0] == 2 * 480
+
+
 def test_predict_writes_its_json_elsewhere(predict, images: Path) -> None:
     assert predict("--input", images / "a.png", "--json", "other/found.json") == 0
     assert len(written("other/found.json")["annotations"]) == 5
@@ -189,6 +200,7 @@ def test_predict_fails_when_there_is_nothing_to_write(predict, capsys) -> None:
         (["--input", "images/a.png", "--compare-gt"], "--compare-gt needs ground truth"),
         (["--input", "images/a.png", "--weights", "gone.pth"], "'gone.pth'"),
         (["--input", "images/a.png", "--output", "coco.json"], "'coco.json'"),
+        (["--input", "images/a.png", "--max-images", "-1"], "--max-images -1 is too few"),
     ],
 )
 def test_predict_says_what_is_wrong(predict, images: Path, args, sentence: str, capsys) -> None:
@@ -244,6 +256,20 @@ def test_a_mistake_is_one_sentence_and_status_2(name: str) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"{name}.py: The config file 'none.yaml'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--size", "0", "64"], "--size 0 64 is no image"),
+        (["--num-gt", "-1"], "--num-gt -1 is too few; give at least 0"),
+        (["--survivors", "-3"], "--survivors -3 is too few"),
+        (["--pairs", "0"], "--pairs 0 is too few; give at least 1"),
+    ],
+)
+def test_benchmark_says_which_number_cannot_be(arguments, sentence: str, capsys) -> None:
+    assert run_tool("benchmark", "--config-file", CONFIG, "--baseline", CONFIG, *arguments) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_batches_hold_images_of_one_size(images: Path) -> None:
