@@ -134,10 +134,7 @@ def stage_samplers_from_config(cfg: CfgNode) -> list[IoUUniformSampler]:
 
 
 def _build_sampler(node: CfgNode, where: str, stage: int | None = None) -> IoUUniformSampler:
-    own = {
-        key: node[key] if stage is None else node.CASCADE[key][stage]
-        for key in SAMPLER_KEYS
-    }
+    own = {key: node[key] if stage is None else node.CASCADE[key][stage] for key in SAMPLER_KEYS}
     try:
         return IoUUniformSampler(
             intervals=own["INTERVALS"],
