@@ -17,9 +17,14 @@ from clsloc.errors import UserError
 from clsloc.files import atomic_write
 
 INTERRUPTED_STATUS = 130  # what shells tell of a program that Ctrl-C ended
+TERMINATED_STATUS = 143  # and of one that SIGTERM ended
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 _OPTION = re.compile(r"--[\w-]+")  # without a value of its own, as in --name=value
+
+
+class Terminated(KeyboardInterrupt):
+    """The Ctrl-C of a program that takes SIGTERM as one."""
 
 
 class OverridesParser(argparse.ArgumentParser):
@@ -132,13 +137,17 @@ def run(
     """Parse the command line and call ``main``; returns the exit status for ``sys.exit``.
 
     A :class:`~clsloc.errors.UserError` becomes its sentence on stderr and status 2, Ctrl-C a word
-    and status 130. Any other exception is a defect of the program and keeps its traceback.
+    and status 130, :class:`Terminated` one and status 143. Any other exception is a defect of the
+    program and keeps its traceback.
     """
     try:
         return main(parser.parse_args(args)) or 0
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return UserError.EXIT_STATUS
+    except Terminated:
+        print(f"{parser.prog}: terminated", file=sys.stderr)
+        return TERMINATED_STATUS
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED_STATUS

@@ -8,13 +8,15 @@ Give the training part first and the validation part after it; their categories 
   check_dataset.py --coco train train.json images/ --fix fixed/
 
 The exit status is 0 if nothing stands in the way, 1 if there are errors, 2 if the input cannot
-be read.
+be read or --fix cannot be done.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from clsloc.data.check import (
     Finding,
     category_table,
     check_coco,
+    check_form,
     check_images,
     check_same_classes,
 )
@@ -47,13 +50,15 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--fix",
         metavar="DIR",
-        help="write DIR/<NAME>.json for each part: completed, repaired, in COCO's form",
+        help="write DIR/<NAME>.json for each part: completed, repaired, in COCO's form; never over "
+        "a JSON file of --coco",
     )
     return result
 
 
 def main(args: argparse.Namespace) -> int:
     parts = read_parts(args)
+    targets = fix_targets(args, parts) if args.fix else {}
     report: dict[str, Any] = {}
     for name, (content, image_root) in parts.items():
         report[name] = check_part(name, content, image_root, args.open_images)
@@ -61,9 +66,11 @@ def main(args: argparse.Namespace) -> int:
     for name in list(parts)[1:]:
         findings = check_same_classes(first, parts[first][0], name, parts[name][0])
         report[name]["findings"] += show(name, findings)
-    if args.fix:
+    if targets:
+        for name, (content, _) in parts.items():
+            check_repairable(name, content)
         for name, (content, image_root) in parts.items():
-            report[name]["fixed"] = write_fixed(name, content, image_root, args.fix)
+            report[name]["fixed"] = write_fixed(name, content, image_root, targets[name])
     if args.json:
         write_json(report, args.json)
     errors = sum(f["severity"] == "error" for part in report.values() for f in part["findings"])
@@ -107,12 +114,42 @@ def read_json(file: str) -> dict[str, Any]:
     return content
 
 
+def fix_targets(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Path]:
+    """The file that --fix writes for each part.
+
+    Raises:
+        UserError: it is an annotation file of --coco, or that of another part.
+    """
+    targets = {name: Path(args.fix, f"{name}.json") for name in names}
+    owners: dict[str, str] = {}
+    for name, target in targets.items():
+        for _, file, _ in args.coco or ():
+            if os.path.exists(target) and os.path.samefile(target, file):
+                raise UserError(
+                    f"--fix {args.fix!r} would overwrite the annotation file {file!r} with the "
+                    f"repaired part {name!r}; choose another folder for --fix."
+                )
+        other = owners.setdefault(os.path.realpath(target), name)
+        if other != name:
+            raise UserError(
+                f"--fix would write the parts {other!r} and {name!r} to one file, "
+                f"{str(target)!r}; give each its own NAME."
+            )
+    return targets
+
+
+def check_repairable(name: str, content: dict[str, Any]) -> None:
+    """Raise a UserError if a list of the part is missing or has malformed entries."""
+    for finding in check_form(content):
+        raise UserError(f"The part {name!r} cannot be repaired: {finding.sentence}")
+
+
 def check_part(
     name: str, content: dict[str, Any], image_root: str, open_images: bool
 ) -> dict[str, Any]:
     """Print and return what was found in one part."""
     findings = check_coco(content, image_root)
-    usable = not any(f.kind == "missing_top_keys" for f in findings)
+    usable = not check_form(content)
     table = category_table(content["categories"]) if usable else []
     if usable:
         print(
@@ -136,13 +173,9 @@ def show(name: str, findings: list[Finding]) -> list[dict[str, Any]]:
     return [asdict(finding) for finding in findings]
 
 
-def write_fixed(name: str, content: dict[str, Any], image_root: str, folder: str) -> dict[str, Any]:
-    """Write the repaired copy; returns its path and what was done."""
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise UserError(f"{name} has no list {key!r} and cannot be repaired.")
+def write_fixed(name: str, content: dict[str, Any], image_root: str, path: Path) -> dict[str, Any]:
+    """Write the repaired copy to ``path``; returns the path and what was done."""
     fixed, done = fix_coco(content, image_root)
-    path = Path(folder, f"{name}.json")
     with atomic_write(path, "w") as file:
         json.dump(fixed, file)
     print(f"{name}: wrote {path}; " + ("; ".join(f"{n} {what}" for what, n in done.items()) or "-"))

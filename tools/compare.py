@@ -4,8 +4,9 @@
   compare.py --configs A.yaml B.yaml --seeds 3 --output output/compare [KEY VALUE ...]
 
 Each run is a process of its own in OUTPUT/<config>/seed<N>. What is finished is not run again and
-what was broken off is resumed, so the same command goes on where it was stopped. After every run
-these are written anew in OUTPUT, from the runs that are finished:
+what was broken off is resumed, so the same command goes on where it was stopped; a run of another
+config in such a folder is refused. After every run these are written anew in OUTPUT, from the runs
+that are finished:
 
   table.md, table.json    mean and standard deviation of all figures, and how much higher each
                           method is than the first one, paired over equal seeds
@@ -20,11 +21,11 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,17 +34,22 @@ from typing import Any
 import torch
 
 from clsloc import cli
-from clsloc.engine import setup_cfg
+from clsloc.engine import argument_parser, setup_cfg
+from clsloc.engine.config_file import load_config_file
+from clsloc.engine.same_config import differences
 from clsloc.engine.trainer import Trainer
 from clsloc.errors import UserError
 from clsloc.files import make_folder
 from clsloc.gauges.plots import check_matplotlib
 from clsloc.gauges.report import write_report
 from clsloc.prediction import Predictor
-from detectron2.data import DatasetCatalog
+from clsloc.processes import Processes
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
 TIMED_IMAGES = 50
+# Keys of where and how a run is made, in which it may differ from the present command.
+FREE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
     check(args, methods)
     seconds = earlier_times(args)
     if not args.report_only:
+        check_earlier_runs(args, methods)
         train_all(args, methods, after_each=lambda: report(args, methods, seconds))
     if not args.no_timing:
         seconds |= time_images(args, methods)
@@ -108,13 +115,63 @@ def check(args: argparse.Namespace, methods: dict[str, str]) -> None:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} {value} is too few; give at least {minimum}.")
     check_matplotlib()
-    for config in methods.values():
+    test_sets = {}
+    for method, config in methods.items():
         names = setup_cfg(config_file=config, overrides=args.opts).DATASETS.TEST
         if len(names) != 1 and not args.report_only:
             raise UserError(
                 f"The methods are compared on one dataset, but DATASETS.TEST of {config!r} names "
                 f"{len(names)}; override it: DATASETS.TEST \"('NAME',)\"."
             )
+        test_sets[method] = names
+    if len(set(test_sets.values())) > 1 and not args.report_only:
+        found = " and ".join(f"{method} has {name!r}" for method, (name,) in test_sets.items())
+        raise UserError(
+            f"The methods are compared on one dataset, but as DATASETS.TEST {found}; override it: "
+            "DATASETS.TEST \"('NAME',)\"."
+        )
+
+
+def check_earlier_runs(args: argparse.Namespace, methods: dict[str, str]) -> None:
+    """What is taken over, finished or broken off, has the config that it would get now."""
+    for seed in seeds_of(args):
+        for name, config in methods.items():
+            folder = folder_of(args, name, seed)
+            stored = folder / "config.yaml"
+            if not stored.exists() or not (is_finished(folder) or is_begun(folder)):
+                continue
+            parsed = argument_parser().parse_args(words_of(args, config, folder, seed))
+            with only_here():
+                found = differences(load_config_file(str(stored)), setup_cfg(parsed))
+            if found:
+                listed = [f"{key} {was!r}, now {now!r}" for key, (was, now) in found.items()]
+                more = f" and {len(listed) - 3} more key(s)" if len(listed) > 3 else ""
+                raise UserError(
+                    f"The run in {str(folder)!r} was made with {', '.join(listed[:3])}{more}; give "
+                    "another --output, or delete that folder to train it again."
+                )
+
+
+@contextmanager
+def only_here() -> Iterator[None]:
+    """Forget the datasets that are registered inside: a stored config may name the same files by
+    other paths, which register as other datasets."""
+    before = set(DatasetCatalog.list())
+    try:
+        yield
+    finally:
+        for name in set(DatasetCatalog.list()) - before:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name, None)
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "results.json").exists()
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether there is something to resume."""
+    return (folder / "last_checkpoint").exists()
 
 
 def train_all(
@@ -122,8 +179,11 @@ def train_all(
 ) -> None:
     """Train what is not finished, ``--jobs`` runs at a time.
 
-    After Ctrl-C or a failure no other run begins. Those that run get the Ctrl-C too and save, or,
-    after a failure of another one, come to their end.
+    After Ctrl-C, SIGTERM or a failure no other run begins. Those that run get the Ctrl-C too and
+    save, or, after a failure of another one, come to their end.
+
+    Raises:
+        Terminated: after SIGTERM, when all have ended.
     """
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(args.jobs):
@@ -131,24 +191,30 @@ def train_all(
 
     def run(name: str, seed: int) -> None:
         slot = slots.get()
+        words = words_of(args, methods[name], folder_of(args, name, seed), seed)
         try:
-            train(args, methods[name], folder_of(args, name, seed), seed, share(slot, args.jobs))
+            train(folder_of(args, name, seed), words, processes, share(slot, args.jobs))
         finally:
             slots.put(slot)
 
-    pool = ThreadPoolExecutor(args.jobs)
-    try:
-        runs = [
-            pool.submit(run, name, seed)
-            for seed in seeds_of(args)
-            for name in methods
-            if not (folder_of(args, name, seed) / "results.json").exists()
-        ]
-        for finished in as_completed(runs):
-            finished.result()
-            after_each()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    processes = Processes()
+    with processes.end_on_sigterm():
+        pool = ThreadPoolExecutor(args.jobs)
+        try:
+            runs = [
+                pool.submit(run, name, seed)
+                for seed in seeds_of(args)
+                for name in methods
+                if not is_finished(folder_of(args, name, seed))
+            ]
+            for finished in as_completed(runs):
+                finished.result()
+                after_each()
+        except KeyboardInterrupt:
+            processes.interrupted = True
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def share(slot: int, jobs: int) -> dict[str, str]:
@@ -168,21 +234,27 @@ def share(slot: int, jobs: int) -> dict[str, str]:
     return environment
 
 
+def words_of(args: argparse.Namespace, config: str, folder: Path, seed: int) -> list[str]:
+    """The command line of one run."""
+    flags = [word for words in args.flag for word in shlex.split(words)]
+    own = ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    return ["--config-file", config, *flags, *args.opts, *own]
+
+
 def train(
-    args: argparse.Namespace, config: str, folder: Path, seed: int, environment: dict[str, str]
+    folder: Path, words: list[str], processes: "Processes", environment: dict[str, str]
 ) -> None:
     """Train or resume one run."""
-    resume = ["--resume"] if (folder / "last_checkpoint").exists() else []
+    processes.check()
+    resume = ["--resume"] if is_begun(folder) else []
     print(f"{'Resuming' if resume else 'Training'} {folder} ...", flush=True)
     make_folder(str(folder))
-    command = [sys.executable, "-m", "clsloc.train", "--config-file", config]
-    command += [*(word for words in args.flag for word in shlex.split(words)), *resume, *args.opts]
-    command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    command = [sys.executable, "-m", "clsloc.train", *resume, *words]
     with open(folder / "console.txt", "a", encoding="utf-8") as console:
-        done = subprocess.run(command, stdout=console, stderr=console, env=environment)
-    if done.returncode:
+        status = processes.run(command, stdout=console, stderr=console, env=environment)
+    if status:
         raise UserError(
-            f"The run in {str(folder)!r} ended with status {done.returncode}; its console.txt says "
+            f"The run in {str(folder)!r} ended with status {status}; its console.txt says "
             "why. The same command goes on from there."
         )
 
@@ -213,7 +285,7 @@ def report(args: argparse.Namespace, methods: dict[str, str], seconds: dict[str,
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     unfinished = []
     for (name, seed), folder in folders.items():
-        if (folder / "results.json").exists():
+        if is_finished(folder):
             runs[name].append(read_run(folder, seed))
         else:
             unfinished.append(f"{name}/seed{seed}")

@@ -4,6 +4,8 @@ Works on the content of a COCO JSON file as it is, before any loader has repaire
 something. Boxes are [x, y, width, height] in pixels. M annotations stand for the rows of arrays.
 """
 
+import reprlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,11 @@ _TOP_KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 _SIZE_KEYS = ("width", "height")
+_ID_KEYS = {
+    "images": ("id",),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id",),
+}
 _SLACK = 1.0  # pixels by which a box may leave its image: rounding, or counting from 1
 
 
@@ -43,21 +50,21 @@ class Finding:
 
 
 def check_coco(content: Content, image_root: str | None = None) -> list[Finding]:
-    """Everything that can be seen without opening an image.
+    """Everything that can be seen without opening an image; what :func:`check_form` finds, alone.
+
+    A value None (null) counts as missing.
 
     Args:
         content: of a COCO JSON file.
         image_root: the folder of the images; None: do not look for them.
     """
-    missing = [key for key in _TOP_KEYS if not isinstance(content.get(key), list)]
-    if missing:
-        names = " and ".join(map(repr, missing))
-        sentence = f"The file has no list {names}; without it nothing can be trained or scored."
-        return [Finding("missing_top_keys", "error", len(missing), sentence)]
+    if unusable := check_form(content):
+        return unusable
     parts: list[Callable[[], Iterable[Finding]]] = [
         lambda: _missing_keys(content),
         lambda: _categories(content["categories"]),
         lambda: _ids(content),
+        lambda: _ignored(content["annotations"]),
         lambda: _boxes(content),
     ]
     findings = [finding for part in parts for finding in part()]
@@ -66,9 +73,30 @@ def check_coco(content: Content, image_root: str | None = None) -> list[Finding]
     return findings
 
 
+def check_form(content: Content) -> list[Finding]:
+    """What ends all other checks and cannot be repaired: a missing list, or malformed entries.
+
+    An entry is an object; its ids are whole numbers (also 3.0, which equals 3) or text, and the
+    ``file_name`` of an image is text, where they are given.
+    """
+    missing = [key for key in _TOP_KEYS if not isinstance(content.get(key), list)]
+    if missing:
+        names = " and ".join(map(repr, missing))
+        sentence = f"The file has no list {names}; without it nothing can be trained or scored."
+        return [Finding("missing_top_keys", "error", len(missing), sentence)]
+    malformed = [text for part in _TOP_KEYS for text in _malformed(part, content[part])]
+    if not malformed:
+        return []
+    sentence = (
+        f"{len(malformed)} entries are malformed, such as {_some(malformed)}; make each an object "
+        "with whole numbers or text as ids and text as file_name, and check again."
+    )
+    return [Finding("malformed_entries", "error", len(malformed), sentence)]
+
+
 def check_images(content: Content, image_root: str, threads: int = 8) -> list[Finding]:
     """What can be seen only by opening the images: damage, other sizes, EXIF rotation."""
-    images = [image for image in content["images"] if "file_name" in image]
+    images = [image for image in content["images"] if image.get("file_name") is not None]
 
     def look(image: dict[str, Any]) -> str | None:
         return _look_at_image(image, Path(image_root, image["file_name"]))
@@ -91,11 +119,15 @@ def check_images(content: Content, image_root: str, threads: int = 8) -> list[Fi
 
 
 def check_same_classes(name: str, content: Content, other: str, other_content: Content) -> list:
-    """Whether two parts of a dataset have the same categories under the same ids."""
-    first, second = (
-        {category.get("id"): category.get("name") for category in part.get("categories", [])}
-        for part in (content, other_content)
-    )
+    """Whether two parts of a dataset have the same categories under the same ids.
+
+    Nothing is compared where a list of categories is missing or malformed; :func:`check_form`
+    reports that.
+    """
+    lists = [part.get("categories") for part in (content, other_content)]
+    if any(not isinstance(x, list) or any(_malformed("categories", x)) for x in lists):
+        return []
+    first, second = ({category.get("id"): category.get("name") for category in x} for x in lists)
     differing = sorted(
         (key for key in first.keys() | second.keys() if first.get(key) != second.get(key)), key=str
     )
@@ -112,12 +144,32 @@ def check_same_classes(name: str, content: Content, other: str, other_content: C
 def category_table(categories: Sequence[dict[str, Any]]) -> list[tuple[int, str, int]]:
     """(id, name, index that the model uses) of each category, by rising id as Detectron2 does.
 
-    Ids that cannot be compared come in the order of their text; :func:`check_coco` reports them.
+    Ids that cannot be compared come in the order of their text, and categories without a proper
+    id are left out; :func:`check_coco` reports both.
     """
-    rows = [(c["id"], str(c.get("name"))) for c in categories if c.get("id") is not None]
+    proper = [c for c in categories if isinstance(c, dict) and _is_id(c.get("id"))]
+    rows = [(c["id"], str(c.get("name"))) for c in proper]
     has_order = _have_an_order([row[0] for row in rows])
     rows.sort(key=None if has_order else lambda row: str(row[0]))
     return [(key, name, index) for index, (key, name) in enumerate(rows)]
+
+
+def _malformed(part: str, items: Iterable[Any]) -> Iterable[str]:
+    """Where and how entries of the list ``part`` are malformed, one text for each."""
+    for place, item in enumerate(items):
+        if not isinstance(item, dict):
+            yield f"{part}[{place}] is no object: {reprlib.repr(item)}"
+            continue
+        wrong = [key for key in _ID_KEYS[part] if not (item.get(key) is None or _is_id(item[key]))]
+        if part == "images" and not isinstance(item.get("file_name"), str | None):
+            wrong.append("file_name")
+        if wrong:
+            yield f"{part}[{place}] has the {wrong[0]} {reprlib.repr(item[wrong[0]])}"
+
+
+def _is_id(value: Any) -> bool:
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(value, str) or (is_whole and not isinstance(value, bool))
 
 
 def _missing_keys(content: Content) -> Iterable[Finding]:
@@ -132,7 +184,7 @@ def _missing_keys(content: Content) -> Iterable[Finding]:
 
 
 def _lacks(item: dict[str, Any], key: str) -> bool:
-    return not is_side(item.get(key)) if key in _SIZE_KEYS else key not in item
+    return not is_side(item.get(key)) if key in _SIZE_KEYS else item.get(key) is None
 
 
 def _categories(categories: Sequence[dict[str, Any]]) -> Iterable[Finding]:
@@ -140,13 +192,21 @@ def _categories(categories: Sequence[dict[str, Any]]) -> Iterable[Finding]:
         yield Finding("no_categories", "error", 0, "The list of categories is empty.")
         return
     ids = [category.get("id") for category in categories]
-    for kind, values in (("ids", ids), ("names", [c.get("name") for c in categories])):
+    names = [c["name"] for c in categories if isinstance(c.get("name"), str)]
+    if len(names) < len(categories):
+        nameless = [c.get("id") for c in categories if not isinstance(c.get("name"), str)]
+        sentence = (
+            f"{len(nameless)} of {len(categories)} categories have no name in text, those with the "
+            f"ids {_some(nameless)}; give each one."
+        )
+        yield Finding("nameless_categories", "error", len(nameless), sentence)
+    for kind, values in (("ids", [key for key in ids if key is not None]), ("names", names)):
         twice = _repeated(values)
         if twice:
             sentence = f"Several categories have the same {kind[:-1]}: {_some(twice)}."
             yield Finding(f"duplicate_category_{kind}", "error", len(twice), sentence)
     if None in ids or not _have_an_order(ids):
-        odd = [value for value in ids if not isinstance(value, int)]
+        odd = [value for value in ids if not isinstance(value, int | float)]
         sentence = (
             f"The category ids cannot be sorted, as the model does, with {_some(map(repr, odd))} "
             "among them; give each category a whole number."
@@ -158,7 +218,7 @@ def _categories(categories: Sequence[dict[str, Any]]) -> Iterable[Finding]:
             "before '2', and programs other than this one may want whole numbers."
         )
         yield Finding("text_category_ids", "note", len(ids), sentence)
-    numbers = sorted(value for value in ids if isinstance(value, int))
+    numbers = sorted(int(value) for value in ids if isinstance(value, int | float))
     if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         sentence = (
             f"The category ids run from {numbers[0]} to {numbers[-1]} with gaps; the model counts "
@@ -168,11 +228,10 @@ def _categories(categories: Sequence[dict[str, Any]]) -> Iterable[Finding]:
 
 
 def _ids(content: Content) -> Iterable[Finding]:
-    images = {image.get("id") for image in content["images"]}
-    categories = {category.get("id") for category in content["categories"]}
+    images, categories = known_ids(content["images"]), known_ids(content["categories"])
     annotations = content["annotations"]
     for part in ("images", "annotations"):
-        twice = _repeated([item["id"] for item in content[part] if "id" in item])
+        twice = _repeated([item["id"] for item in content[part] if item.get("id") is not None])
         if twice:
             sentence = f"Several {part} have the same id: {_some(twice)}."
             yield Finding(f"duplicate_{part}_ids", "error", len(twice), sentence)
@@ -183,7 +242,8 @@ def _ids(content: Content) -> Iterable[Finding]:
         )
         yield Finding("annotation_id_zero", "error", 1, sentence)
     for key, known in (("image_id", images), ("category_id", categories)):
-        bad = [item.get(key) for item in annotations if key in item and item[key] not in known]
+        given = [item[key] for item in annotations if item.get(key) is not None]
+        bad = [value for value in given if value not in known]
         if bad:
             what = key.removesuffix("_id").replace("category", "categorie")
             sentence = f"{len(bad)} annotations refer to {what}s that are not listed: {_some(bad)}."
@@ -198,11 +258,22 @@ def _ids(content: Content) -> Iterable[Finding]:
         yield Finding("empty_images", "note", empty, sentence)
 
 
+def _ignored(annotations: Sequence[dict[str, Any]]) -> Iterable[Finding]:
+    count = sum(map(is_ignored, annotations))
+    if count:
+        sentence = (
+            f"{count} of {len(annotations)} annotations have an 'ignore' other than 0, which "
+            "Detectron2 refuses to load; --fix makes them crowds (iscrowd 1), which are neither "
+            "trained on nor count in evaluation, and removes an empty 'ignore'."
+        )
+        yield Finding("ignored_annotations", "error", count, sentence)
+
+
 def _boxes(content: Content) -> Iterable[Finding]:
     annotations = [item for item in content["annotations"] if is_box(item.get("bbox"))]
     broken = len(content["annotations"]) - len(annotations)
     if broken:
-        sentence = f"{broken} annotations have no box of four numbers."
+        sentence = f"{broken} annotations have no box of four finite numbers."
         yield Finding("broken_boxes", "error", broken, sentence)
     if not annotations:
         yield Finding("no_boxes", "error", 0, "There is no box at all.")
@@ -226,7 +297,7 @@ def _boxes(content: Content) -> Iterable[Finding]:
         )
         yield Finding("boxes_as_corners", "error", int(outside.sum()), sentence)
     for kind, rows, text in (
-        ("degenerate_boxes", degenerate, "boxes have no area or a number that is not finite"),
+        ("degenerate_boxes", degenerate, "boxes have no area"),
         ("outside_boxes", outside, "boxes leave their image by more than a pixel"),
         ("duplicate_boxes", twice, "boxes stand twice, with the same image and category"),
     ):
@@ -236,18 +307,29 @@ def _boxes(content: Content) -> Iterable[Finding]:
             yield Finding(kind, severity, int(rows.sum()), sentence)
 
 
+def known_ids(items: Iterable[dict[str, Any]]) -> set[Any]:
+    """The ids of images or categories that have one."""
+    return {item["id"] for item in items if item.get("id") is not None}
+
+
+def is_ignored(annotation: dict[str, Any]) -> bool:
+    """Whether Detectron2 refuses the annotation for its ``ignore``: also for None."""
+    return annotation.get("ignore", 0) != 0
+
+
 def is_box(value: Any) -> bool:
-    """Whether ``value`` is a list of four numbers."""
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-    )
+    """Whether ``value`` is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # not so for NaN
 
 
 def is_side(value: Any) -> bool:
-    """Whether ``value`` is a number above 0, as the width and the height of an image are."""
-    return isinstance(value, int | float) and value > 0
+    """Whether ``value`` is a finite number above 0, as the width and height of an image are."""
+    return _is_number(value) and value > 0
 
 
 def box_arrays(
@@ -288,7 +370,7 @@ def duplicate_rows(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
 def _missing_files(images: Sequence[dict[str, Any]], image_root: str) -> list[Finding]:
     root = Path(image_root)
     # One listing per folder instead of one look-up per image: network disks are slow.
-    names = [image["file_name"] for image in images if "file_name" in image]
+    names = [image["file_name"] for image in images if image.get("file_name") is not None]
     listed: dict[Path, set[str]] = {}
     missing = []
     for name in names:

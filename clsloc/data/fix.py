@@ -13,7 +13,9 @@ from clsloc.data.check import (
     degenerate_rows,
     duplicate_rows,
     is_box,
+    is_ignored,
     is_side,
+    known_ids,
 )
 from clsloc.data.images import IMAGE_ERRORS, upright_size
 
@@ -21,13 +23,14 @@ from clsloc.data.images import IMAGE_ERRORS, upright_size
 def fix_coco(content: Content, image_root: str | None = None) -> tuple[Content, Counter]:
     """A repaired copy of ``content`` and what was done, counted by a short text.
 
-    Fills in missing keys, numbers annotations from 1 where their ids are missing, zero or
-    repeated, clips boxes to their images, and drops annotations without a proper box, of an
-    unknown image or category, or that stand twice. Sizes of images are read from the files where
-    they are missing. Images stay, also those whose file is gone.
+    Fills in keys that are missing or None, numbers annotations from 1 where their ids are missing,
+    zero or repeated, makes annotations marked ``ignore`` crowds, clips boxes to their images, and
+    drops annotations without a proper box, of an unknown image or category, or that stand twice.
+    Sizes of images are read from the files where they are missing. Images stay, also those whose
+    file is gone.
 
     Args:
-        content: with the lists ``images``, ``annotations`` and ``categories``.
+        content: in which :func:`clsloc.data.check.check_form` finds nothing.
         image_root: the folder of the images; None: sizes stay missing.
     """
     done: Counter = Counter()
@@ -40,32 +43,35 @@ def fix_coco(content: Content, image_root: str | None = None) -> tuple[Content, 
     _clip(fixed, done)
     _number(fixed["annotations"], done)
     for item in fixed["annotations"]:
-        if "iscrowd" not in item:
+        if is_ignored(item):
+            _unmark(item, done)
+        if item.get("iscrowd") is None:
             item["iscrowd"] = 0
             done["iscrowd set to 0"] += 1
-        if "area" not in item:
+        if item.get("area") is None:
             item["area"] = item["bbox"][2] * item["bbox"][3]
             done["areas computed from the boxes"] += 1
     return fixed, +done
 
 
 def _fill_size(image: dict[str, Any], root: Path) -> int:
+    if image.get("file_name") is None:
+        return 0
     try:
         image["width"], image["height"] = upright_size(root / image["file_name"])
-    except (KeyError, *IMAGE_ERRORS):
+    except IMAGE_ERRORS:
         return 0
     return 1
 
 
 def _keep_proper(content: Content, done: Counter) -> list[dict[str, Any]]:
-    images = {image.get("id") for image in content["images"]}
-    categories = {category.get("id") for category in content["categories"]}
+    images, categories = known_ids(content["images"]), known_ids(content["categories"])
     kept = []
     for item in content["annotations"]:
         if item.get("image_id") not in images or item.get("category_id") not in categories:
             done["annotations of an unknown image or category dropped"] += 1
         elif not is_box(item.get("bbox")):
-            done["annotations without a box of four numbers dropped"] += 1
+            done["annotations without a box of four finite numbers dropped"] += 1
         else:
             kept.append(item)
     boxes, _ = box_arrays(content["images"], kept)
@@ -88,6 +94,14 @@ def _clip(content: Content, done: Counter) -> None:
     done["boxes clipped to their images"] += int((moved & ~gone).sum())
     done["boxes outside of their images dropped"] += int(gone.sum())
     content["annotations"] = [a for a, drop in zip(content["annotations"], gone) if not drop]
+
+
+def _unmark(item: dict[str, Any], done: Counter) -> None:
+    if item.pop("ignore"):
+        item["iscrowd"] = 1
+        done["ignored annotations made crowds"] += 1
+    else:
+        done["empty marks 'ignore' removed"] += 1
 
 
 def _number(annotations: list[dict[str, Any]], done: Counter) -> None:

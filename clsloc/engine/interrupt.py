@@ -15,8 +15,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptGuard:
-    """Inside, the first Ctrl-C (or SIGTERM) only sets :attr:`requested`, the second one ends the
-    program at once. Does nothing outside of the main thread, where no handler can be set."""
+    """Inside, the first Ctrl-C and the first SIGTERM only set :attr:`requested`, a second one of
+    either ends the program at once: a batch system sends SIGTERM to all, and a parent that hears
+    it may send Ctrl-C on. Does nothing outside of the main thread, where no handler can be set."""
 
     def __init__(self, active: bool = True) -> None:
         """
@@ -42,7 +43,8 @@ class InterruptGuard:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        if number in self._earlier:
+            signal.signal(number, self._earlier.pop(number))
 
     def _restore(self) -> None:
         for number, handler in self._earlier.items():

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from clsloc.cli import run
 from clsloc.data.check import category_table, check_coco, check_images, check_same_classes
 from clsloc.data.fix import fix_coco
+from detectron2.data.datasets import load_coco_json
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_dataset.py"
 
@@ -68,19 +70,34 @@ def change(**changes):
         (lambda c: c["categories"][0].update(id=9), {"category_id_gaps": 5,
                                                      "unknown_category_id": 1}),
         (lambda c: c["categories"][0].update(name="cat"), {"duplicate_category_names": 1}),
+        (lambda c: c["categories"][0].pop("name"), {"nameless_categories": 1}),
+        (lambda c: [k.update(name=None) for k in c["categories"]], {"nameless_categories": 2}),
+        (lambda c: [k.update(name=["a"]) for k in c["categories"]], {"nameless_categories": 2}),
         (lambda c: c["images"][0].pop("width"), {"missing_images_width": 1}),
         (lambda c: c["images"][0].update(width=None), {"missing_images_width": 1}),
         (lambda c: c["images"][0].update(height=0), {"missing_images_height": 1}),
         (lambda c: c["images"][0].update(height="30"), {"missing_images_height": 1}),
+        (lambda c: c["images"][1].update(file_name=None), {"missing_images_file_name": 1}),
         (lambda c: c["images"].append({"id": 7, "file_name": "1.jpg", "width": 4, "height": 3}),
          {"empty_images": 1}),
         (lambda c: c["annotations"][0].pop("iscrowd"), {"missing_annotations_iscrowd": 1}),
+        (change(iscrowd=None), {"missing_annotations_iscrowd": 1}),
+        (change(area=None), {"missing_annotations_area": 1}),
+        (change(category_id=None), {"missing_annotations_category_id": 1}),
+        (change(image_id=None), {"missing_annotations_image_id": 1}),
+        (lambda c: [a.update(id=None) for a in c["annotations"]], {"missing_annotations_id": 3}),
+        (change(ignore=1), {"ignored_annotations": 1}),
+        (change(ignore=True), {"ignored_annotations": 1}),
+        (change(ignore=None), {"ignored_annotations": 1}),
+        (change(ignore=0), {}),
         (change(id=0), {"annotation_id_zero": 1}),
         (change(id=2), {"duplicate_annotations_ids": 1}),
         (change(image_id=8), {"unknown_image_id": 1}),
         (change(category_id=8), {"unknown_category_id": 1}),
         (change(bbox=[1, 1, 0, 5]), {"degenerate_boxes": 1}),
-        (change(bbox=[1, 1, float("nan"), 5]), {"degenerate_boxes": 1}),
+        (change(bbox=[1, 1, float("nan"), 5]), {"broken_boxes": 1}),
+        (change(bbox=[1, 1, 10**400, 5]), {"broken_boxes": 1}),
+        (lambda c: c["images"][0].update(width=float("inf")), {"missing_images_width": 1}),
         (change(bbox=[1, 1, 5]), {"broken_boxes": 1}),
         (change(bbox=[35, 1, 10, 5]), {"outside_boxes": 1}),
         (change(bbox=[35, 1, 6, 5]), {}),  # one pixel over the edge is rounding
@@ -99,7 +116,8 @@ def test_each_mistake_is_found_alone(folder, mistake, expected):
 )
 def test_category_ids_that_cannot_be_sorted(key, table):
     wrong = good()
-    wrong["categories"][0]["id"] = wrong["annotations"][1]["category_id"] = key
+    wrong["categories"][0]["id"] = key
+    wrong["annotations"][1]["category_id"] = key or 3
     (finding,) = check_coco(wrong)
     assert (finding.kind, finding.severity, finding.count) == ("unordered_category_ids", "error", 1)
     assert repr(key) in finding.sentence
@@ -114,6 +132,89 @@ def test_category_ids_that_are_text_are_noted():
     (finding,) = check_coco(odd)
     assert (finding.kind, finding.severity, finding.count) == ("text_category_ids", "note", 2)
     assert "sorts them as text" in finding.sentence
+
+
+def first(part, **changes):
+    """A change of the first entry of ``part``, None: a text instead of it."""
+    return lambda c: c[part][0].update(changes) if changes else c[part].__setitem__(0, "a.png")
+
+
+MALFORMED = [
+    (first("images"), "images[0] is no object: 'a.png'"),
+    (first("annotations"), "annotations[0] is no object: 'a.png'"),
+    (first("categories"), "categories[0] is no object: 'a.png'"),
+    (first("images", file_name=5), "images[0] has the file_name 5"),
+    (first("images", file_name=["a.png"]), "images[0] has the file_name ['a.png']"),
+    (first("images", id=[1]), "images[0] has the id [1]"),
+    (first("annotations", id={"a": 1}), "annotations[0] has the id {'a': 1}"),
+    (first("annotations", image_id=[1]), "annotations[0] has the image_id [1]"),
+    (first("annotations", category_id=[3]), "annotations[0] has the category_id [3]"),
+    (first("annotations", category_id=2.5), "annotations[0] has the category_id 2.5"),
+    (first("annotations", category_id=True), "annotations[0] has the category_id True"),
+    (first("categories", id=[4]), "categories[0] has the id [4]"),
+    (first("categories", id=float("nan")), "categories[0] has the id nan"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "text"), MALFORMED)
+def test_malformed_entries_are_named_and_end_the_checks(folder, mistake, text):
+    wrong = good()
+    mistake(wrong)
+    (finding,) = check_coco(wrong, str(folder))
+    assert (finding.kind, finding.severity, finding.count) == ("malformed_entries", "error", 1)
+    assert f"such as {text};" in finding.sentence
+
+
+def test_malformed_entries_are_counted():
+    wrong = good()
+    wrong["images"] = ["a.png"] * 9
+    wrong["annotations"][1]["image_id"] = wrong["annotations"][1]["id"] = []
+    assert kinds(check_coco(wrong)) == {"malformed_entries": 10}
+
+
+@pytest.mark.parametrize(("mistake", "text"), MALFORMED)
+def test_the_command_survives_malformed_entries(folder, capsys, mistake, text):
+    wrong = good()
+    mistake(wrong)
+    (folder / "a.json").write_text(json.dumps(wrong))
+    (folder / "b.json").write_text(json.dumps(good()))
+    args = ("--coco", "ok", folder / "b.json", folder, "--coco", "bad", folder / "a.json", folder)
+    assert tool()(*args, "--open-images") == 1
+    assert text.casefold() in capsys.readouterr().out.casefold()
+    assert tool()(*args, "--fix", folder / "fixed") == 2
+    error = capsys.readouterr().err
+    assert "'bad' cannot be repaired" in error and error.count("\n") == 1
+    assert not (folder / "fixed").exists()  # not the sound part alone
+
+
+@pytest.mark.parametrize("categories", [None, 5, ["a", "b"], [{"id": [4], "name": "dog"}]])
+def test_malformed_categories_are_neither_compared_nor_listed(categories):
+    wrong = good() | {"categories": categories}
+    assert check_same_classes("train", good(), "val", wrong) == []
+    assert check_same_classes("train", wrong, "val", good()) == []
+    if isinstance(categories, list):
+        assert category_table(categories) == []
+
+
+def test_whole_numbers_with_a_point_are_ids(folder):
+    odd = good()
+    for item in odd["annotations"]:
+        item["category_id"] = float(item["category_id"])
+    odd["categories"][0]["id"] = 4.0
+    assert check_coco(odd, str(folder)) == []
+    file = folder / "a.json"
+    file.write_text(json.dumps(odd))
+    samples = load_coco_json(str(file), str(folder), "odd_ids_of_check_dataset")
+    assert [a["category_id"] for s in samples for a in s["annotations"]] == [0, 1, 0]
+
+
+def test_nameless_categories_are_told_by_their_ids():
+    wrong = good()
+    del wrong["categories"][0]["name"]
+    wrong["categories"][1]["name"] = 7
+    (finding,) = check_coco(wrong)
+    assert finding.severity == "error" and finding.sentence.startswith("2 of 2 categories")
+    assert "those with the ids 4, 3" in finding.sentence
 
 
 def test_the_command_reports_category_ids_that_cannot_be_sorted(folder, capsys):
@@ -191,6 +292,40 @@ def test_a_repaired_copy_has_no_errors(folder):
     assert done["boxes without area dropped"] == 1 and done["repeated boxes dropped"] == 1
 
 
+def test_values_that_are_null_are_filled_in_as_missing_ones(folder):
+    wrong = good()
+    first, second, third = wrong["annotations"]
+    first.update(area=None, iscrowd=None)
+    second.update(id=None, image_id=None)
+    third["category_id"] = None
+    wrong["images"][0].update(file_name=None, width=None)
+    wrong["images"].append(good()["images"][0] | {"id": None})
+    wrong["categories"].append({"name": "fox"})
+    fixed, done = fix_coco(wrong, str(folder))
+    assert fixed["annotations"] == good()["annotations"][:1]
+    assert done == {
+        "iscrowd set to 0": 1,
+        "areas computed from the boxes": 1,
+        "annotations of an unknown image or category dropped": 2,
+    }
+
+
+def test_annotations_to_ignore_become_crowds(folder):
+    wrong = good()
+    for item, mark in zip(wrong["annotations"], (1, 0, None)):
+        item["ignore"] = mark
+    (finding,) = check_coco(wrong)
+    assert finding.severity == "error" and finding.count == 2
+    assert "iscrowd 1" in finding.sentence and "--fix" in finding.sentence
+    fixed, done = fix_coco(wrong, str(folder))
+    assert check_coco(fixed, str(folder)) == []
+    assert [item.get("iscrowd") for item in fixed["annotations"]] == [1, 0, 0]
+    assert done == {"ignored annotations made crowds": 1, "empty marks 'ignore' removed": 1}
+    file = folder / "a.json"
+    file.write_text(json.dumps(fixed))
+    assert len(load_coco_json(str(file), str(folder))) == 2
+
+
 @pytest.mark.parametrize("width", [None, 0, "40"])
 def test_a_size_that_is_none_is_read_from_the_upright_image(folder, width):
     exif = Image.Exif()
@@ -223,6 +358,53 @@ def test_the_command_reports_compares_and_repairs(folder, capsys):
     assert json.loads(report.read_text())["train"]["categories"][0]["name"] == "cat"
     fixed = folder / "fixed" / "train.json"
     assert command("--coco", "train", fixed, folder, "--open-images") == 0
+
+
+@pytest.mark.parametrize("way", ["same", "relative", "link", "other part", "name"])
+def test_fix_never_overwrites_an_input(folder, capsys, monkeypatch, way):
+    text = json.dumps(content())
+    source = folder / "train.json"
+    source.write_text(text)
+    (folder / "b.json").write_text(text)
+    (folder / "deep").mkdir()
+    monkeypatch.chdir(folder)
+    name, file, into = "train", source, folder
+    if way == "relative":
+        file, into = "train.json", "deep/.."
+    elif way == "link":
+        os.link(source, folder / "deep/train.json")
+        into = "deep"
+    elif way == "name":
+        name, into = "../train", "deep"
+    args = ["--coco", name, file, folder]
+    if way == "other part":
+        args = ["--coco", "first", source, folder, "--coco", "train", "b.json", folder]
+    assert tool()(*args, "--fix", into) == 2
+    error = capsys.readouterr().err
+    assert "train.json" in error and "choose another folder for --fix" in error
+    assert error.count("\n") == 1
+    assert source.read_text() == text
+    assert not (folder / "first.json").exists()
+
+
+def test_fix_writes_no_two_parts_to_one_file(folder, capsys):
+    (folder / "a.json").write_text(json.dumps(content()))
+    args = [x for n in ("x", "y/../x") for x in ("--coco", n, folder / "a.json", folder)]
+    assert tool()(*args, "--fix", folder / "fixed") == 2
+    error = capsys.readouterr().err
+    assert "'x' and 'y/../x'" in error and "give each its own NAME" in error
+    assert not (folder / "fixed").exists()
+
+
+def test_the_command_survives_missing_lists(folder, capsys):
+    (folder / "a.json").write_text(json.dumps(good()))
+    (folder / "b.json").write_text(json.dumps(good() | {"categories": None}))
+    args = ("--coco", "a", folder / "a.json", folder, "--coco", "b", folder / "b.json", folder)
+    assert tool()(*args) == 1
+    assert "no list 'categories'" in capsys.readouterr().out
+    assert tool()(*args, "--fix", folder / "fixed") == 2
+    assert "'b' cannot be repaired" in capsys.readouterr().err
+    assert not (folder / "fixed").exists()
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

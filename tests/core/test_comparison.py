@@ -1,5 +1,6 @@
 """From runs to a table; broken off and continued."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,10 +17,12 @@ import pytest
 from PIL import Image
 
 from clsloc.cli import run
-from clsloc.engine import setup_cfg
+from clsloc.engine import argument_parser, setup_cfg
+from clsloc.engine.interrupt import InterruptGuard
 from clsloc.gauges import plots
 from clsloc.gauges.comparison import difference_cells, markdown, summarise, table_cells
 from clsloc.origin import hardware
+from detectron2.engine import default_setup
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare.py"
 TINY = """
@@ -160,13 +164,13 @@ def test_a_comparison_goes_on_where_it_was_stopped(command, tmp_path, capsys):
 
 
 @pytest.fixture
-def finished(tiny_digits, tmp_path):
-    """Writes what a run leaves behind."""
+def finished(command, tmp_path):
+    """Writes what a run of ``command()`` leaves behind."""
 
     def finished(name, seed, ap, **metrics):
         folder = tmp_path / "out" / name / f"seed{seed}"
         (folder / "inference").mkdir(parents=True)
-        cfg = setup_cfg(config_file="digits/faster_rcnn_R_18_FPN.yaml")
+        cfg = setup_cfg(config_file=str(tmp_path / f"{name}.yaml"), overrides=["SEED", str(seed)])
         (folder / "config.yaml").write_text(cfg.dump())
         found = [{"image_id": 1, "category_id": 1, "bbox": [9, 9, 50, 50], "score": 0.9}]
         (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(found))
@@ -182,6 +186,86 @@ def finished(tiny_digits, tmp_path):
         return folder
 
     return finished
+
+
+def test_a_run_of_another_config_is_refused_before_any_training(
+    command, finished, tmp_path, capsys
+):
+    folder = finished("b", 0, ap=30.0)
+    # With a seed more than there was, and a key that came with a later version.
+    stored = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(stored.replace("LAZY_LOCALISATION: true", "GONE: 1"))
+    words = ("--seeds", "2", "SOLVER.MAX_ITER", "1100", "SOLVER.IMS_PER_BATCH", "4")
+    more = ("TEST.DETECTIONS_PER_IMAGE", "7", "INPUT.MIN_SIZE_TRAIN", "(32, 64)")
+    assert command(*words, *more) == 2
+    error = capsys.readouterr().err
+    assert f"The run in {str(folder)!r} was made with INPUT.MIN_SIZE_TRAIN [64], now " in error
+    assert "now [32, 64], SOLVER.IMS_PER_BATCH 2, now 4, SOLVER.MAX_ITER 2, now 1100" in error
+    assert "and 1 more key(s)" in error and "TEST." not in error and "GONE" not in error
+    assert "another --output, or delete that folder to train it again." in error
+    assert error.count("\n") == 1 and not (tmp_path / "out" / "a").exists()
+    assert (folder / "results.json").exists()
+
+    # So is one that was broken off; what has nothing to go on from begins anew in any case.
+    (folder / "results.json").rename(folder / "last_checkpoint")
+    assert command("SOLVER.MAX_ITER", "3") == 2
+    assert "SOLVER.MAX_ITER 2, now 3;" in capsys.readouterr().err
+    (folder / "last_checkpoint").rename(folder / "results.json")
+    (folder / "config.yaml").write_text(stored)
+    assert command("--report-only", "SOLVER.MAX_ITER", "3") == 0
+
+
+@pytest.fixture
+def quick_runs(tool, monkeypatch):
+    """Runs write their config as ``clsloc.train`` does, and figures; the list of commands."""
+    commands = []
+    lock = threading.Lock()
+
+    def quick(_, command, **options):
+        commands.append(command)
+        args = argument_parser().parse_args(command[command.index("--config-file") :])
+        with lock, tool.only_here():
+            cfg = setup_cfg(args)
+            default_setup(cfg, args)
+        content = {"metrics": {"bbox/AP": 1.0}, "versions": {"python": "3", "torch": "2"}}
+        Path(cfg.OUTPUT_DIR, "results.json").write_text(json.dumps(content))
+        return 0
+
+    monkeypatch.setattr(tool.Processes, "run", quick)
+    return commands
+
+
+def test_the_same_command_is_never_refused(
+    tool, command, quick_runs, coco_folder, tmp_path, monkeypatch
+):
+    coco_folder([(3, (10, 10, 90, 90))])
+    (tmp_path / "w.pth").touch()
+    gpus = ["--jobs", "2", "--seeds", "2", "--no-timing", "--gallery", "0"]
+    data = ["--flag", "--coco mine instances.json ."]
+    keys = [
+        "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)", "MODEL.DEVICE", "cuda",
+        "SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.AMP.ENABLED", "True", "SOLVER.STEPS", "(1,)",
+        "MODEL.ROI_HEADS.NUM_CLASSES", "2", "SOLVER.BASE_LR", "1e-5",
+    ]  # fmt: skip
+
+    def again(*words):
+        with tool.only_here():  # as in a process of its own
+            assert command(*words) == 0
+        return len(quick_runs)
+
+    weights = ["MODEL.WEIGHTS", "w.pth"]
+    assert again(*gpus, *data, "--flag", "--num-gpus 2", *keys, *weights) == 4
+    assert again(*gpus, *data, "--flag", "--num-gpus 2", *keys, *weights) == 4
+    # Where there are GPUs, and with the same files by other names.
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "w.pth")]
+    data = ["--flag", f"--coco mine {tmp_path}/instances.json ./"]
+    keys += ["SOLVER.CHECKPOINT_PERIOD", "7", "DATALOADER.NUM_WORKERS", "0"]
+    monkeypatch.setattr(tool.torch.cuda, "is_available", lambda: True)
+    assert again(*gpus, *data, *keys, *weights) == 4
+    (tmp_path / "other.json").write_text((tmp_path / "instances.json").read_text())
+    other = ["--flag", "--coco mine other.json ."]
+    with tool.only_here():
+        assert command(*gpus, *other, *keys, *weights) == 2
 
 
 def test_the_page_shows_it_all_and_loads_nothing(command, finished, tmp_path):
@@ -283,6 +367,81 @@ def test_ctrl_c_waits_until_the_run_has_saved(command, tmp_path):
     assert (folder / read(folder / "last_checkpoint")).exists()
 
 
+STUB = """#!{python}
+import os, signal, sys, time
+from pathlib import Path
+
+folder, got = Path(sys.argv[-1]), []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: got.append(signal.Signals(number).name))
+(folder / "started").write_text(str(os.getpid()))
+end = time.monotonic() + 60
+while not got and time.monotonic() < end:
+    time.sleep(0.05)
+time.sleep(2)
+(folder / "got").write_text(" ".join(got))
+sys.exit(130)
+"""
+# compare.py with the stub in place of the Python that trains.
+STUBBED = "import runpy, sys; sys.executable = './stub'; sys.argv[0] = {tool!r}; "
+STUBBED += "runpy.run_path({tool!r}, run_name='__main__')"
+
+
+@pytest.mark.parametrize(
+    "background, signals, got",
+    [
+        (False, ["SIGTERM", "SIGTERM"], "SIGINT"),
+        (True, ["SIGTERM"], "SIGTERM"),  # where Ctrl-C is ignored until the training begins
+        (False, ["SIGINT"], "SIGINT"),  # a terminal sends it to all
+        (False, ["SIGINT", "SIGTERM"], "SIGINT SIGTERM"),
+    ],
+)
+def test_signals_reach_the_runs_once_and_no_other_begins(
+    background, signals, got, tiny_digits, tmp_path
+):
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(TINY)
+    (tmp_path / "stub").write_text(STUB.format(python=sys.executable))
+    (tmp_path / "stub").chmod(0o755)
+    paths = os.pathsep.join(filter(None, map(os.path.abspath, sys.path)))
+    words = ["--configs", "a.yaml", "b.yaml", "--output", "out", "--seeds", "2", "--jobs", "2"]
+    handler = signal.SIG_IGN if background else signal.default_int_handler
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBED.format(tool=str(TOOL)), *words], cwd=tmp_path, text=True,
+        start_new_session=True, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+    )  # fmt: skip
+    folders = [tmp_path / "out" / name / "seed0" for name in "ab"]
+    try:
+        end = time.monotonic() + 200
+        while not all(read(folder / "started") for folder in folders):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        for name in signals:
+            number = signal.Signals[name]
+            os.killpg(process.pid, number) if name == "SIGINT" else process.send_signal(number)
+            time.sleep(0.5)
+        _, error = process.communicate(timeout=100)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    status, word = (143, "terminated") if "SIGTERM" in signals else (130, "interrupted")
+    # Those that ran have come to their end before compare.py has.
+    assert [read(folder / "got") for folder in folders] == [got, got]
+    assert (process.returncode, error.splitlines()[-1]) == (status, f"compare.py: {word}")
+    assert "Traceback" not in error
+    assert sorted(tmp_path.glob("out/*/*")) == folders
+
+
+def test_a_run_saves_that_is_told_by_a_batch_system_and_by_its_parent():
+    with InterruptGuard() as guard:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert guard.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def read(path):
     return path.read_text() if path.exists() else ""
 
@@ -295,6 +454,10 @@ def test_a_mistake_shows_before_the_first_run(command, tmp_path, capsys):
     assert "--first-seed -1 is too few; give at least 0." in capsys.readouterr().err
     assert command("DATASETS.TEST", "('digits_val', 'digits_train')") == 2
     assert "names 2" in capsys.readouterr().err
+    (tmp_path / "b.yaml").write_text(TINY + "DATASETS: {TEST: [digits_train]}\n")
+    assert command() == 2
+    error = capsys.readouterr().err
+    assert "a has 'digits_val' and b has 'digits_train';" in error and error.count("\n") == 1
     (tmp_path / "b.yaml").write_text("NO_SUCH_KEY: 1\n")
     assert command() == 2
     assert "NO_SUCH_KEY" in capsys.readouterr().err
