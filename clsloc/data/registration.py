@@ -91,6 +91,8 @@ def _check_values(samples: Iterable[dict[str, Any]]) -> None:
             if not is_box(annotation.get("bbox")):
                 box = f"the box {annotation['bbox']!r}" if "bbox" in annotation else "no box"
                 raise ValueError(f"an object of the image {sample['image_id']} has {box}")
+            if annotation.get("iscrowd", 0) is None:
+                annotation["iscrowd"] = 0  # null in the file: Detectron2 would take it for a crowd
 
 
 def register_voc(
