@@ -8,6 +8,7 @@ same time.
 import os
 import random
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def _is_worker(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # Started in the background of a script, whose programs ignore Ctrl-C; tests send it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     if not _is_worker(config):
         # Detectron2 reads the variable when it is imported, workers inherit it.

@@ -115,7 +115,7 @@ def test_lambda_grid_trains_and_evaluates_each_pair_once(dataset, tmp_path, run_
     status, again = run_tool("lambda_grid", *arguments)
     assert status == 0
     assert "mode split" in again.out
-    status, wrong = run_tool("lambda_grid", *arguments, "--metric", "AP51")
+    status, wrong = run_tool("lambda_grid", "--metric", "AP51", *arguments)
     assert status == 2
     assert "--metric AP51 was not measured: choose one of AP, AP50" in wrong.err
     assert log.stat().st_mtime_ns == written
