@@ -48,8 +48,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
 TIMED_IMAGES = 50
-# Keys of where and how a run is made, in which it may differ from the present command.
-FREE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -242,7 +240,7 @@ def words_of(args: argparse.Namespace, config: str, folder: Path, seed: int) -> 
 
 
 def train(
-    folder: Path, words: list[str], processes: "Processes", environment: dict[str, str]
+    folder: Path, words: list[str], processes: Processes, environment: dict[str, str]
 ) -> None:
     """Train or resume one run."""
     processes.check()

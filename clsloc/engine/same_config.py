@@ -8,7 +8,7 @@ import yaml
 
 from detectron2.config import CfgNode
 
-# Keys that change no figure.
+# Keys of where and how a run is made, in which it may differ from the present command.
 FREE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
 
 
