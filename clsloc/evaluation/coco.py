@@ -64,8 +64,8 @@ class BoxEvaluator(COCOEvaluator):
                 incomplete += 1
         if incomplete:
             logger.warning(
-                "%s: %d objects have no area or no iscrowd; their area is taken as width times "
-                "height, and none as a crowd.",
+                "%s: %d objects have no area or no iscrowd; a missing area is taken as width times "
+                "height, a missing iscrowd as 0.",
                 self._metadata.name,
                 incomplete,
             )
