@@ -23,6 +23,7 @@ Content = dict[str, Any]
 _TOP_KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+_TAKEN = {"area": "width times height of its box", "iscrowd": "0"}  # by clsloc's evaluation
 _SIZE_KEYS = ("width", "height")
 _ID_KEYS = {
     "images": ("id",),
@@ -179,8 +180,10 @@ def _missing_keys(content: Content) -> Iterable[Finding]:
             count = sum(_lacks(item, key) for item in content[part])
             if count:
                 what = f"{key!r} above 0" if key in _SIZE_KEYS else repr(key)
-                sentence = f"{count} of {len(content[part])} {part} have no {what}{remedy}."
-                yield Finding(f"missing_{part}_{key}", "error", count, sentence)
+                taken = f", which is taken as {_TAKEN[key]}" if key in _TAKEN else ""
+                sentence = f"{count} of {len(content[part])} {part} have no {what}{taken}{remedy}."
+                severity = "warning" if taken else "error"
+                yield Finding(f"missing_{part}_{key}", severity, count, sentence)
 
 
 def _lacks(item: dict[str, Any], key: str) -> bool:

@@ -150,7 +150,8 @@ def check_best_metric(cfg: CfgNode) -> None:
         return
     example = f"{names[0]}/bbox/AP" if len(names) > 1 else "bbox/AP"
     *start, task, last = metric.split("/") if "/" in metric else ("", "", metric)
-    if not task or not names or (len(names) > 1 and "/".join(start) not in names):
+    starts = names if len(names) > 1 else ("",)  # the results of one dataset do not bear its name
+    if not task or not names or "/".join(start) not in starts:
         raise UserError(
             f"CLSLOC.BEST.METRIC {metric!r} names no metric of the {len(names)} dataset(s) of "
             f"DATASETS.TEST; the form is {example}."

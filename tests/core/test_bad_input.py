@@ -230,6 +230,7 @@ def test_a_test_set_without_an_evaluator_is_found_before_training(sentence, pars
         ("bbox/AP51", "('pets',)", "is no metric of bbox; did you mean AP"),
         ("bbox/AP", "()", "the form is bbox/AP"),
         ("bbox/AP", "('pets', 'pets2')", "the form is pets/bbox/AP"),
+        ("pets/bbox/AP", "('pets',)", "the form is bbox/AP"),
     ],
 )
 def test_a_metric_that_cannot_be_the_best_is_found_before_training(

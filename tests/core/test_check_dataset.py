@@ -110,6 +110,17 @@ def test_each_mistake_is_found_alone(folder, mistake, expected):
     assert kinds(check_coco(wrong, str(folder))) == expected
 
 
+@pytest.mark.parametrize(("key", "taken"), [("area", "width times height"), ("iscrowd", "as 0")])
+def test_what_evaluation_can_do_without_is_a_warning(folder, key, taken):
+    wrong = good()
+    for item in wrong["annotations"][:2]:
+        del item[key]
+    (finding,) = check_coco(wrong, str(folder))
+    assert (finding.severity, finding.count) == ("warning", 2)
+    assert f"2 of 3 annotations have no '{key}', which is taken" in finding.sentence
+    assert taken in finding.sentence
+
+
 @pytest.mark.parametrize(
     ("key", "table"),
     [("x", [(3, "cat", 0), ("x", "dog", 1)]), (None, [(3, "cat", 0)])],
@@ -349,7 +360,9 @@ def tool():
 
 def test_the_command_reports_compares_and_repairs(folder, capsys):
     file = folder / "a.json"
-    file.write_text(json.dumps(content()))
+    wrong = content()
+    del wrong["images"][0]["width"]
+    file.write_text(json.dumps(wrong))
     command = tool()
     report = folder / "report.json"
     args = ("--coco", "train", file, folder)
