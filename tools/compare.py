@@ -5,8 +5,8 @@
 
 Each run is a process of its own in OUTPUT/<config>/seed<N>. What is finished is not run again and
 what was broken off is resumed, so the same command goes on where it was stopped; a run of another
-config in such a folder is refused. After every run these are written anew in OUTPUT, from the runs
-that are finished:
+config in such a folder is refused. Where a run fails, the others go on, and the exit status is 2.
+After every run these are written anew in OUTPUT, from the runs that are finished:
 
   table.md, table.json    mean and standard deviation of all figures, and how much higher each
                           method is than the first one, paired over equal seeds
@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -77,13 +78,18 @@ def main(args: argparse.Namespace) -> None:
     methods = name_methods(args)
     check(args, methods)
     seconds = earlier_times(args)
+    failures: list[str] = []
     if not args.report_only:
         check_earlier_runs(args, methods)
-        train_all(args, methods, after_each=lambda: report(args, methods, seconds))
-    if not args.no_timing:
-        seconds |= time_images(args, methods)
-    print(report(args, methods, seconds))
-    print(f"All of it: {Path(args.output, 'index.html')}")
+        failures = train_all(args, methods, after_each=lambda: report(args, methods, seconds))
+    if not failures or finished_runs(args, methods):
+        if not args.no_timing:
+            seconds |= time_images(args, methods)
+        print(report(args, methods, seconds))
+        print(f"All of it: {Path(args.output, 'index.html')}")
+    if failures:
+        count = f"{len(failures)} runs failed, the first of them so: " if failures[1:] else ""
+        raise UserError(f"{count}{failures[0]} The same command goes on from there.")
 
 
 def folder_of(args: argparse.Namespace, name: str, seed: int) -> Path:
@@ -167,6 +173,12 @@ def is_finished(folder: Path) -> bool:
     return (folder / "results.json").exists()
 
 
+def finished_runs(args: argparse.Namespace, methods: dict[str, str]) -> list[Path]:
+    """The folders of those that there are."""
+    folders = (folder_of(args, name, seed) for name in methods for seed in seeds_of(args))
+    return [folder for folder in folders if is_finished(folder)]
+
+
 def is_begun(folder: Path) -> bool:
     """Whether there is something to resume."""
     return (folder / "last_checkpoint").exists()
@@ -174,15 +186,15 @@ def is_begun(folder: Path) -> bool:
 
 def train_all(
     args: argparse.Namespace, methods: dict[str, str], after_each: Callable[[], object]
-) -> None:
-    """Train what is not finished, ``--jobs`` runs at a time.
+) -> list[str]:
+    """Train what is not finished, ``--jobs`` runs at a time; returns a sentence for each failure.
 
-    After Ctrl-C, SIGTERM or a failure no other run begins. Those that run get the Ctrl-C too and
-    save, or, after a failure of another one, come to their end.
+    After Ctrl-C or SIGTERM no other run begins; those that run get the Ctrl-C too and save.
 
     Raises:
         Terminated: after SIGTERM, when all have ended.
     """
+    failures = []
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(args.jobs):
         slots.put(slot)
@@ -206,13 +218,19 @@ def train_all(
                 if not is_finished(folder_of(args, name, seed))
             ]
             for finished in as_completed(runs):
-                finished.result()
-                after_each()
+                try:
+                    finished.result()
+                except UserError as error:
+                    failures.append(str(error))
+                    print(error, flush=True)
+                else:
+                    after_each()
         except KeyboardInterrupt:
             processes.interrupted = True
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+    return failures
 
 
 def share(slot: int, jobs: int) -> dict[str, str]:
@@ -242,7 +260,11 @@ def words_of(args: argparse.Namespace, config: str, folder: Path, seed: int) -> 
 def train(
     folder: Path, words: list[str], processes: Processes, environment: dict[str, str]
 ) -> None:
-    """Train or resume one run."""
+    """Train or resume one run.
+
+    Raises:
+        UserError: it failed.
+    """
     processes.check()
     resume = ["--resume"] if is_begun(folder) else []
     print(f"{'Resuming' if resume else 'Training'} {folder} ...", flush=True)
@@ -252,9 +274,15 @@ def train(
         status = processes.run(command, stdout=console, stderr=console, env=environment)
     if status:
         raise UserError(
-            f"The run in {str(folder)!r} ended with status {status}; its console.txt says "
-            "why. The same command goes on from there."
+            f"The run in {str(folder)!r} ended with status {status}; its console.txt says why, "
+            f"and ends with {last_line(folder / 'console.txt')!r}."
         )
+
+
+def last_line(path: Path) -> str:
+    """The last line of a text that is not blank, cut to a length that can be read."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return shorten(next((line for line in reversed(lines) if line.strip()), ""), 400)
 
 
 def read_run(folder: Path, seed: int) -> dict[str, Any]:

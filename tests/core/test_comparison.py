@@ -466,21 +466,26 @@ def test_a_mistake_shows_before_the_first_run(command, tmp_path, capsys):
 
 def test_a_failing_run_is_a_sentence(command, capsys):
     assert command("DATASETS.TRAIN", "('nowhere',)") == 2
-    assert "console.txt" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "2 runs failed, the first of them so: " in error and error.count("\n") == 1
+    assert "out/a/seed0' ended with status 2; its console.txt says why, and ends with " in error
+    assert "nowhere" in error  # the sentence of the training
 
 
-def test_of_two_runs_at_a_time_one_fails_and_the_other_ends(command, tmp_path, capsys):
-    text = (tmp_path / "b.yaml").read_text()
-    (tmp_path / "b.yaml").write_text(f"{text}\nDATASETS: {{TRAIN: [nowhere]}}\n")
+def test_where_a_run_fails_the_others_go_on(command, tmp_path, capsys):
+    text = (tmp_path / "a.yaml").read_text()
+    (tmp_path / "a.yaml").write_text(f"{text}\nDATASETS: {{TRAIN: [nowhere]}}\n")
     assert command("--jobs", "2", "--seeds", "2", "--no-timing") == 2
-    assert "out/b/seed0" in capsys.readouterr().err
-    ended = {
-        path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("results.json")
-    }
-    assert ended and ended <= {"out/a/seed0", "out/a/seed1"}
+    out, error = capsys.readouterr()
+    assert "2 runs failed" in error and "out/a/seed" in error and error.count("\n") == 1
+    assert "| b |" in out and all(f"out/a/seed{seed}' ended with" in out for seed in (0, 1))
+    report = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert report["unfinished"] == ["a/seed0", "a/seed1"]
+    assert [row["runs"] for row in report["rows"]] == [0, 2]
 
-    (tmp_path / "b.yaml").write_text(text)
+    (tmp_path / "a.yaml").write_text(text)
     assert command("--jobs", "2", "--seeds", "2", "--no-timing") == 0
+    assert "out/b" not in capsys.readouterr().out.split("| method")[0]
     report = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [row["runs"] for row in report["rows"]] == [2, 2] and not report["unfinished"]
 
