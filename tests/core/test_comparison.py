@@ -481,7 +481,7 @@ def test_where_a_run_fails_the_others_go_on(command, tmp_path, capsys):
     assert "| b |" in out and all(f"out/a/seed{seed}' ended with" in out for seed in (0, 1))
     report = json.loads((tmp_path / "out" / "table.json").read_text())
     assert report["unfinished"] == ["a/seed0", "a/seed1"]
-    assert [row["name"] for row in report["rows"]] == ["b"]
+    assert [row["method"] for row in report["rows"]] == ["b"]
 
     (tmp_path / "a.yaml").write_text(text)
     assert command("--jobs", "2", "--seeds", "2", "--no-timing") == 0
