@@ -155,7 +155,7 @@ def voting_nms(
 
     Args:
         boxes: (R, 4) absolute XYXY; R may be 0.
-        scores: (R,), above 0.
+        scores: (R,), not negative; a mean of zeros alone is that of equals.
         classes: (R,) int64; boxes of different classes do not touch each other.
         topk: most boxes to return; negative for no limit.
 
@@ -177,6 +177,7 @@ def voting_nms(
         groups.append(torch.where(touches.any(dim=0), first, len(kept)))
     group = torch.cat(groups)
     group[kept] = torch.arange(len(kept), device=kept.device)  # also of a box without area
-    weighted = torch.cat([boxes * scores[:, None], scores[:, None]], dim=1)
+    weights = scores.clamp(min=torch.finfo(scores.dtype).tiny)[:, None]  # a product can be 0
+    weighted = torch.cat([boxes * weights, weights], dim=1)
     sums = weighted.new_zeros(len(kept) + 1, 5).index_add_(0, group, weighted)[:-1]
     return kept, sums[:, :4] / sums[:, 4:]

@@ -203,10 +203,17 @@ def _picture_paths(records: list[Record], folder: Path) -> list[Path]:
     """A name for each picture: that of the image, with its id where two have the same."""
     stems = [Path(record["file_name"]).stem for record in records]
     times = Counter(stems)
-    return [
-        folder / (f"{stem}.jpg" if times[stem] == 1 else f"{stem}_{record['image_id']}.jpg")
-        for stem, record in zip(stems, records)
-    ]
+    taken = {stem for stem in stems if times[stem] == 1}
+    paths = []
+    for stem, record in zip(stems, records):
+        name = stem
+        if times[stem] > 1:
+            name = f"{stem}_{record['image_id']}"
+            while name in taken:  # another image is called so
+                name += f"_{record['image_id']}"
+            taken.add(name)
+        paths.append(folder / f"{name}.jpg")
+    return paths
 
 
 def _read(file_name: str) -> np.ndarray:

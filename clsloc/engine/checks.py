@@ -149,9 +149,11 @@ def check_best_metric(cfg: CfgNode) -> None:
     if not metric:
         return
     example = f"{names[0]}/bbox/AP" if len(names) > 1 else "bbox/AP"
-    *start, task, last = metric.split("/") if "/" in metric else ("", "", metric)
-    starts = names if len(names) > 1 else ("",)  # the results of one dataset do not bear its name
-    if not task or not names or "/".join(start) not in starts:
+    # The results of one dataset do not bear its name. A class may have a slash: AP-tv/monitor.
+    named = [name for name in names if metric.startswith(f"{name}/")]
+    rest = metric.removeprefix(f"{named[0]}/") if named else metric
+    task, _, last = rest.partition("/")
+    if not last or not names or bool(named) != (len(names) > 1):
         raise UserError(
             f"CLSLOC.BEST.METRIC {metric!r} names no metric of the {len(names)} dataset(s) of "
             f"DATASETS.TEST; the form is {example}."

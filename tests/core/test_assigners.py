@@ -23,7 +23,7 @@ from clsloc.assigners import (
     matching_quality,
     valid_anchors,
 )
-from clsloc.assigners.adaptive import adaptive_threshold, nearest_candidates
+from clsloc.assigners.adaptive import adaptive_threshold, centre_is_inside, nearest_candidates
 from clsloc.boxes import elementwise_iou
 from clsloc.errors import UserError
 from detectron2.modeling.matcher import Matcher
@@ -173,6 +173,21 @@ def test_an_object_without_a_centre_inside_gets_nothing():
 def test_centres_on_the_border_are_outside():
     box = [[256.0, 256.0, 262.0, 262.0]]
     assert per_level(assign(ATSSAssigner(), box)[0]) == [0] * 5
+
+
+def test_a_centre_is_inside_by_more_than_a_hundredth_of_a_pixel():
+    centres = torch.tensor([[10.005, 20.0], [10.02, 20.0], [39.995, 20.0], [39.98, 20.0]])
+    box = torch.tensor([10.0, 0, 40, 40])
+    assert centre_is_inside(centres, box).tolist() == [False, True, False, True]
+
+
+def test_an_iou_at_a_threshold_has_reached_it():
+    anchors = Anchors(torch.tensor([[0.0, 0, 8, 4], [0.0, 0, 8, 2]]), (2,))  # IoU 0.5 and 0.25
+    predicted = Predictions(torch.zeros(2, 1), anchors.boxes)
+    assigner = MaxIoUAssigner((0.25, 0.5), (0.25, 0.5), low_quality=False)
+    objects = torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([0])
+    for assignment in assigner(anchors, *objects, predicted):
+        assert assignment.labels.tolist() == [0, -1]
 
 
 def test_equal_qualities_make_all_candidates_inside_positive():

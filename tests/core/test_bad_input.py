@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clsloc.engine import argument_parser, main, run
+from clsloc.engine import argument_parser, main, run, setup_cfg
+from clsloc.engine.checks import check_best_metric
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 TINY = """
@@ -231,6 +232,9 @@ def test_a_test_set_without_an_evaluator_is_found_before_training(sentence, pars
         ("bbox/AP", "()", "the form is bbox/AP"),
         ("bbox/AP", "('pets', 'pets2')", "the form is pets/bbox/AP"),
         ("pets/bbox/AP", "('pets',)", "the form is bbox/AP"),
+        ("bbox", "('pets',)", "the form is bbox/AP"),
+        ("pets3/bbox/AP", "('pets', 'pets2')", "the form is pets/bbox/AP"),
+        ("pets2/bbox/AP51", "('pets', 'pets2')", "is no metric of bbox"),
     ],
 )
 def test_a_metric_that_cannot_be_the_best_is_found_before_training(
@@ -239,6 +243,16 @@ def test_a_metric_that_cannot_be_the_best_is_found_before_training(
     args = parse("CLSLOC.BEST.METRIC", metric, "DATASETS.TEST", sets)
     args.coco.append(["pets2", *data])
     assert reason in sentence(args=args)
+
+
+@pytest.mark.parametrize(
+    ("metric", "sets"),
+    [("bbox/AP", ["a"]), ("bbox/AP-tv/monitor", ["a"]), ("b/c/bbox/AP-tv/monitor", ["a", "b/c"])],
+)
+def test_metrics_that_can_be_the_best(metric, sets):
+    cfg = setup_cfg(freeze=False)
+    cfg.DATASETS.TEST, cfg.CLSLOC.BEST.METRIC = sets, metric
+    check_best_metric(cfg)
 
 
 def test_annotations_of_boxes_alone_are_enough(parse, data, tmp_path):

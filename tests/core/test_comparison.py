@@ -19,6 +19,7 @@ from PIL import Image
 from clsloc.cli import run
 from clsloc.engine import argument_parser, setup_cfg
 from clsloc.engine.interrupt import InterruptGuard
+from clsloc.engine.same_config import differences
 from clsloc.gauges import plots
 from clsloc.gauges.comparison import difference_cells, markdown, summarise, table_cells
 from clsloc.origin import hardware
@@ -161,6 +162,19 @@ def test_a_comparison_goes_on_where_it_was_stopped(command, tmp_path, capsys):
     again = json.loads((out / "table.json").read_text())
     assert again["rows"][1]["mean"]["AP"] == report["rows"][1]["mean"]["AP"]
     assert again["rows"][1]["mean"]["s/image"] == report["rows"][1]["mean"]["s/image"]
+
+
+def test_mixed_precision_may_differ_where_one_run_is_for_a_cpu():
+    cfg = setup_cfg(freeze=False)
+    cfg.SOLVER.AMP.ENABLED = False
+    for device, stored, expected in (
+        ("cuda", "cuda", {"SOLVER.AMP.ENABLED": (True, False)}),
+        ("cuda", "cpu", {}),
+        ("cpu", "cuda", {}),
+    ):
+        cfg.MODEL.DEVICE = device
+        old = {"MODEL": {"DEVICE": stored}, "SOLVER": {"AMP": {"ENABLED": True}}}
+        assert differences(old, cfg) == expected
 
 
 @pytest.fixture

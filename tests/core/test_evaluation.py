@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,28 @@ def test_recall_without_classes_by_hand_and_in_silence(coco_folder, capsys):
     capsys.readouterr()
     assert class_agnostic_recall(COCOeval(truth, found, "bbox")) == 0.5
     assert capsys.readouterr().out == ""
+
+
+def test_recall_without_classes_leaves_crowds_out(coco_folder):
+    truth = COCO(coco_folder([(3, (0, 0, 100, 100)), (7, (100, 0, 100, 100))])[0])
+    truth.anns[1]["iscrowd"] = 1
+    assert truth.anns[1]["category_id"] == 3
+    row = {"image_id": 0, "category_id": 7, "bbox": [0, 0, 100, 100], "score": 0.5}
+    found = truth.loadRes([row])  # in the crowd; the dog beside it is not found
+    assert class_agnostic_recall(COCOeval(truth, found, "bbox")) == 0
+
+
+def test_what_an_annotation_says_is_not_written_over(coco_folder):
+    json_file, root = coco_folder([(3, (0, 0, 100, 100)), (7, (100, 0, 100, 100))])
+    content = json.loads(Path(json_file).read_text())
+    crowd, dog = content["annotations"]
+    crowd["iscrowd"], dog["area"] = 1, 500
+    del crowd["area"], dog["iscrowd"]
+    Path(json_file).write_text(json.dumps(content))
+    register_datasets([["odd", "coco", json_file, root]])
+    DatasetCatalog.get("odd")
+    known = BoxEvaluator("odd")._coco_api.anns.values()
+    assert [(a["area"], a["iscrowd"]) for a in known] == [(10_000, 1), (500, 0)]
 
 
 def test_an_ap_without_value_or_of_zero_comes_with_its_reason(pets, caplog):

@@ -96,3 +96,8 @@ def test_rows_mix_only_through_batch_statistics():
     assert rows_are_independent(tower.eval())
     assert not rows_are_independent(tower.train())
     assert rows_are_independent(nn.Sequential(FrozenBatchNorm2d(4)).train())
+
+
+def test_foreground_is_what_has_a_class():
+    proposals = Instances((9, 9), gt_classes=torch.tensor([-1, 0, 3, 2]))  # ignored, background
+    assert [rows.tolist() for rows in foreground_rows([proposals], 3)] == [[1, 3]]

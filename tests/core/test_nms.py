@@ -164,6 +164,11 @@ def test_voting_by_hand():
     assert vote([point], [0.5]) == ([0], [point])
 
 
+def test_boxes_of_no_score_vote_as_equals():
+    kept, boxes = vote([A, B, FAR], [0.0, 0.0, 0.9])
+    assert kept == [2, 0] and boxes == [FAR, pytest.approx([5.0, 0, 105, 100])]
+
+
 def test_a_box_votes_once_for_the_best():
     """C overlaps A and the survivor E; it belongs to A."""
     c, e = [30.0, 0, 130, 100], [50.0, 0, 150, 100]

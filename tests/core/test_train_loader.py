@@ -207,3 +207,11 @@ def test_a_bad_image_is_a_sentence(tmp_path, monkeypatch, workers, damage):
     with pytest.raises(UserError, match=r"^The image '3.png' (does not exist|cannot be read)"):
         for _ in itertools.islice(loader(mapper=read, num_workers=workers), 8):
             pass
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_subset_follows_from_the_seed(seed, build):
+    loader = build(SAMPLER_TRAIN="RandomSubsetTrainingSampler", RANDOM_SUBSET_RATIO=0.5)
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
+    chosen = set(itertools.islice(iter(loader.make_sampler(seed)), 20))
+    assert chosen == set(order[:2].tolist())

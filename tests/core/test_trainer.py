@@ -11,6 +11,8 @@ from clsloc.engine import Trainer, argument_parser, main, run, setup_cfg
 from clsloc.engine.results import write_results
 from clsloc.engine.tta import with_tta
 from clsloc.evaluation.coco import REPORTED
+from detectron2.engine import DefaultTrainer
+from detectron2.utils import comm
 
 DDOD_CONFIGS = Path(__file__).parents[2] / "projects" / "ddod" / "configs" / "digits"
 TINY = """
@@ -204,3 +206,23 @@ def test_results_by_name(tmp_path):
     write_results(str(tmp_path / "new" / "results.json"), several, seconds=1.0)
     stored = json.loads((tmp_path / "new" / "results.json").read_text())
     assert stored["metrics"] == {"a/bbox/AP": 1.5, "a/bbox/APs": None, "b/voc/AP": 2.0}
+
+
+def test_every_step_and_process_draws_numbers_of_its_own(parse, monkeypatch):
+    monkeypatch.setattr(
+        DefaultTrainer, "run_step", lambda self: drawn.append(float(torch.rand(())))
+    )
+
+    def draws(rank):
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        drawn.clear()
+        for trainer.iter in range(3):
+            trainer.run_step()
+        return list(drawn)
+
+    drawn = []
+    trainer = Trainer(setup_cfg(parse()))
+    first, other = draws(0), draws(1)
+    assert len({*first, *other}) == 6
+    trainer = Trainer(setup_cfg(parse()))  # of the same seed
+    assert draws(0) == first

@@ -98,6 +98,12 @@ def test_a_second_detection_of_a_face_is_wrong():
     assert aps(truth, found) == pytest.approx([(1 + 2 / 3) / 2] * 3)
 
 
+def test_what_is_found_beside_faces_that_do_not_count_is_wrong():
+    truth = {"a": faces([FIRST]), "b": faces([SECOND], easy=[], medium=[], hard=[])}
+    found = {"a": rows((FIRST, 0.5)), "b": rows((THIRD, 0.9))}
+    assert aps(truth, found) == pytest.approx([1 / 2] * 3)
+
+
 def test_a_detection_belongs_to_the_face_that_it_overlaps_most():
     """Also where that is taken or does not count, and another one would do."""
     near = (3, 0, 20, 20)

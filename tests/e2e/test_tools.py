@@ -141,6 +141,13 @@ def test_predict_keeps_pictures_of_equal_names_apart(predict, images: Path) -> N
     assert pictures() == ["a_1.jpg", "a_2.jpg"]
 
 
+def test_predict_gives_no_picture_the_name_of_another_image(predict, images: Path) -> None:
+    for name in ("a.jpg", "a_1.jpg", "a_2_2.jpg"):
+        (images / name).write_bytes((images / "b.jpg").read_bytes())
+    assert predict("--input", images / "a.png", images / "a.jpg", images / "a_1.jpg") == 0
+    assert pictures() == ["a_1.jpg", "a_1_1.jpg", "a_2.jpg"]
+
+
 def test_predict_leaves_out_low_scores(predict, images: Path) -> None:
     assert predict("--input", images, "--threshold", 0.99) == 0
     assert written()["annotations"] == []

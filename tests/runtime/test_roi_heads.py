@@ -578,3 +578,12 @@ def test_left_out_branches_say_so(key, name, in_features):
     cfg.merge_from_list([key, True])
     with pytest.raises(NotImplementedError, match="Detectron2"):
         build_roi_heads(cfg, INPUT_SHAPE)
+
+
+def test_boxes_that_become_empty_leave_the_cascade_in_training_alone():
+    heads = build_roi_heads(make_cfg("CascadeROIHeads"), INPUT_SHAPE)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5.0, 5, 5, 9], [60.0, 0, 70, 10]])  # the last outside
+    for training, expected in ((True, [0]), (False, [0, 1, 2])):
+        (kept,) = heads.train(training)._create_proposals_from_boxes([boxes], [(50, 50)])
+        clipped = torch.tensor([[0.0, 0, 10, 10], [5.0, 5, 5, 9], [50.0, 0, 50, 10]])
+        assert torch.equal(kept.proposal_boxes.tensor, clipped[expected])

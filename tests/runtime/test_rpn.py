@@ -173,6 +173,19 @@ def test_losses_by_hand():
     assert not proposals[0].proposal_boxes.tensor.requires_grad
 
 
+def test_the_weight_of_the_box_loss_comes_on_top_of_that_of_both():
+    cfg = get_cfg()
+    cfg.MODEL.RPN.LOSS_WEIGHT, cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT = 3.0, 2.0
+    rpn = build_proposal_generator(cfg, {"res4": ShapeSpec(channels=8, stride=16)})
+    assert rpn.loss_weight == {"loss_rpn_cls": 3, "loss_rpn_loc": 6}
+
+
+def test_what_is_not_finite_takes_no_other_box_to_another_level():
+    box = [10.0, 10, 50, 50]
+    result = select([[[math.nan, 0, 9, 9], box], [box]], [[3.0, 2.0], [1.0]], nms_thresh=0.7)
+    assert result.objectness_logits.tolist() == [2.0, 1.0]  # of two levels: none suppresses
+
+
 def test_loss_weights_by_name_or_for_all():
     target = [make_targets([0.0, 0, 10, 10])]
     with EventStorage():

@@ -329,3 +329,26 @@ def test_every_key_is_read(make_cfg):
         with torch.device("meta"):
             build_model(cfg)
     assert read == set(_leaves(node))
+
+
+def test_settings_of_one_kind_are_not_mixed_up(build_on_meta):
+    """Each key of losses and NMS has a value unlike its neighbours."""
+    keys = {
+        "REWEIGHT.MOVING_AVERAGE": True,
+        "REWEIGHT.SYNC": False,
+        "LOSS.CLS_WEIGHT": 3.0,
+        "LOSS.BOX_WEIGHT": 4.0,
+        "LOSS.QUALITY_WEIGHT": 5.0,
+        "LOSS.FOCAL_ALPHA": 0.3,
+        "LOSS.FOCAL_GAMMA": 1.5,
+        "TEST.SOFT_NMS_SIGMA": 0.4,
+        "TEST.SOFT_NMS_MIN_SCORE": 0.02,
+        "TEST.SCORE_THRESH": 0.03,
+        "TEST.NMS_THRESH": 0.55,
+    }
+    model = build_on_meta(overrides={f"MODEL.DDOD.{key}": value for key, value in keys.items()})
+    losses, inference = model.losses, model.inference
+    assert losses.reweighter.moving_average and not losses.normalizer.sync_counts
+    assert losses.weights == (3, 4, 5) and losses.focal == (0.3, 1.5)
+    assert (inference.soft_nms_sigma, inference.soft_nms_min_score) == (0.4, 0.02)
+    assert (inference.score_thresh, inference.nms_thresh) == (0.03, 0.55)

@@ -67,6 +67,14 @@ def test_loss_by_hand(make_heads, run):
     assert box_losses(losses) == pytest.approx([3 * loss for loss in STAGE_LOSSES])
 
 
+def test_each_stage_has_its_own_threshold(make_heads, run):
+    losses = run(make_heads(REG_IOUS=(0.5, 0.7, 0.7)), ([POSITIVE], TARGET))
+    # Zero deltas leave the box at an IoU of 0.68, which is a positive of the first stage alone.
+    assert box_losses(losses) == pytest.approx([STAGE_LOSSES[0], 0, 0])
+    losses = run(make_heads(REG_IOUS=(0.5, 0.6, 0.7)), ([POSITIVE], TARGET))
+    assert box_losses(losses) == pytest.approx([*STAGE_LOSSES[:2], 0])
+
+
 def test_targets_by_hand(make_heads):
     box, gt = torch.tensor([POSITIVE]), torch.tensor([GT])
     assert pairwise_iou(Boxes(box), Boxes(gt)).item() == pytest.approx(0.6807, abs=1e-4)

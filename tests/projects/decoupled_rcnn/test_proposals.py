@@ -165,3 +165,11 @@ def test_the_set_to_classify_is_the_stock_set(propose):
         assert torch.equal(a[a.for_cls].proposal_boxes.tensor, b.proposal_boxes.tensor)
         assert a.for_reg.sum() == 60
         assert not a.for_reg.equal(a.for_cls)
+
+
+def test_small_proposals_are_left_out_in_training(build_tiny):
+    rpn = build_tiny({"MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 20}).proposal_generator.train()
+    small, large = [0.0, 0, 10, 10], [40.0, 0, 70, 30]
+    anchors, logits = [Boxes(torch.tensor([small, large]))], [torch.tensor([[2.0, 1.0]])]
+    (found,) = rpn.predict_proposals(anchors, logits, [torch.zeros(1, 2, 4)], [(90, 90)])
+    assert found.proposal_boxes.tensor.tolist() == [large]

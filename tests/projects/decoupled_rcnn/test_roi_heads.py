@@ -100,7 +100,8 @@ def test_what_is_logged(build_tiny, make_batch, storage):
     logged = {name: value for name, (value, _) in storage.latest().items()}
     assert logged["decoupled/num_proposals_cls"] <= 50 < logged["decoupled/num_proposals_reg"]
     assert logged["roi_head/num_fg_samples"] + logged["roi_head/num_bg_samples"] == 16
-    assert 0 <= logged["fast_rcnn/cls_accuracy"] <= 1
+    shares = 16 * logged["fast_rcnn/cls_accuracy"]
+    assert 0 <= shares <= 16 and shares == round(shares)
     positives = [logged[f"decoupled/num_reg_pos_stage{k}"] for k in range(3)]
     assert positives[0] >= positives[1] >= positives[2] > 0
     assert all(0.5 <= logged[f"decoupled/mean_iou_in_stage{k}"] <= 1 for k in range(3))
@@ -477,3 +478,15 @@ def test_mixed_precision_stays_close(
 def test_a_config_that_describes_no_detector(overrides, word, build_tiny):
     with pytest.raises(UserError, match=word):
         build_tiny(overrides)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.3])
+def test_a_regressor_with_larger_regions_pools_its_own(scale, build_tiny, random_features):
+    heads = randomize_predictors(build_tiny(**CASCADE_CLS, REG_ROI_SCALE=scale)).roi_heads.eval()
+    features = random_features(1, size=(200, 300))
+    maps = [features[name] for name in heads.box_in_features]
+    boxes = [Boxes(torch.tensor([[10.0, 10, 110, 110], [150.0, 40, 260, 150]]))]
+    with torch.no_grad():
+        own, shared = heads._regress(0, maps, boxes), heads._pool(maps, boxes)
+        assert torch.equal(heads._regress(0, maps, boxes, shared), own)
+        assert torch.equal(shared, heads._pool(maps, boxes, scale)) == (scale == 1)

@@ -319,3 +319,11 @@ def test_every_key_is_read(make_cfg):
             build_model(cfg)
     keys = {key for key in node if key != "CASCADE"} | {f"CASCADE.{k}" for k in node.CASCADE}
     assert read == keys
+
+
+def test_settings_of_the_two_losses_are_not_mixed_up(build_on_meta):
+    keys = ("REG_LOSS_BETA", "REG_LOSS_WEIGHT", "IOU_LOSS_BETA", "IOU_LOSS_WEIGHT")
+    values = (0.2, 0.3, 0.4, 0.6)
+    overrides = {f"MODEL.IOU_UNIFORM.{key}": value for key, value in zip(keys, values)}
+    predictor = build_on_meta(overrides=overrides).roi_heads.box_predictor
+    assert tuple(getattr(predictor, key.lower()) for key in keys) == values
