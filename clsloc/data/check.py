@@ -66,6 +66,7 @@ def check_coco(content: Content, image_root: str | None = None) -> list[Finding]
         lambda: _categories(content["categories"]),
         lambda: _ids(content),
         lambda: _ignored(content["annotations"]),
+        lambda: _crowds(content["annotations"]),
         lambda: _boxes(content),
     ]
     findings = [finding for part in parts for finding in part()]
@@ -96,7 +97,7 @@ def check_form(content: Content) -> list[Finding]:
 
 
 def check_images(content: Content, image_root: str, threads: int = 8) -> list[Finding]:
-    """What can be seen only by opening the images: damage, other sizes, EXIF rotation."""
+    """What can be seen only by opening the images: damage, other sizes, EXIF rotation, depth."""
     images = [image for image in content["images"] if image.get("file_name") is not None]
 
     def look(image: dict[str, Any]) -> str | None:
@@ -107,6 +108,11 @@ def check_images(content: Content, image_root: str, threads: int = 8) -> list[Fi
     sentences = {
         "unreadable_images": ("error", "cannot be opened"),
         "size_mismatches": ("error", "have another size than the file says"),
+        "deep_images": (
+            "warning",
+            "have more than 8 bits a channel, of which what lies above 255 is read as white, and "
+            "numbers from 0 to 1 as black; convert them to 8 bits",
+        ),
         "exif_rotations": (
             "warning",
             "are stored rotated (EXIF); the boxes must be those of the upright image",
@@ -249,7 +255,12 @@ def _ids(content: Content) -> Iterable[Finding]:
         bad = [value for value in given if value not in known]
         if bad:
             what = key.removesuffix("_id").replace("category", "categorie")
-            sentence = f"{len(bad)} annotations refer to {what}s that are not listed: {_some(bad)}."
+            listed, kind = by_text(known), ""
+            if same := next((value for value in bad if str(value) in listed), None):
+                kind = f" ({same!r} is not {listed[str(same)]!r}; --fix makes it so)"
+            sentence = (
+                f"{len(bad)} annotations refer to {what}s that are not listed: {_some(bad)}{kind}."
+            )
             yield Finding(f"unknown_{key}", "error", len(bad), sentence)
     used = {item.get("image_id") for item in annotations}
     empty = len(images - used)
@@ -270,6 +281,19 @@ def _ignored(annotations: Sequence[dict[str, Any]]) -> Iterable[Finding]:
             "trained on nor count in evaluation, and removes an empty 'ignore'."
         )
         yield Finding("ignored_annotations", "error", count, sentence)
+
+
+def _crowds(annotations: Sequence[dict[str, Any]]) -> Iterable[Finding]:
+    odd = [item["iscrowd"] for item in annotations if not is_crowd_mark(item.get("iscrowd"))]
+    if odd:
+        sentence = (
+            f"{len(odd)} annotations have an iscrowd other than 0 and 1: {_some(odd)}; --fix makes "
+            "it one of them."
+        )
+        yield Finding("odd_iscrowd", "error", len(odd), sentence)
+    elif annotations and all(item.get("iscrowd") == 1 for item in annotations):
+        sentence = "All annotations are crowds (iscrowd 1), which are not trained on."
+        yield Finding("only_crowds", "error", len(annotations), sentence)
 
 
 def _boxes(content: Content) -> Iterable[Finding]:
@@ -315,9 +339,19 @@ def known_ids(items: Iterable[dict[str, Any]]) -> set[Any]:
     return {item["id"] for item in items if item.get("id") is not None}
 
 
+def by_text(known: Iterable[Any]) -> dict[str, Any]:
+    """Ids by what they read as, with which 7 is found for "7"."""
+    return {str(key): key for key in known}
+
+
 def is_ignored(annotation: dict[str, Any]) -> bool:
     """Whether Detectron2 refuses the annotation for its ``ignore``: also for None."""
     return annotation.get("ignore", 0) != 0
+
+
+def is_crowd_mark(value: Any) -> bool:
+    """Whether ``value`` is 0 or 1, or missing."""
+    return value in (None, 0, 1)
 
 
 def is_box(value: Any) -> bool:
@@ -399,6 +433,8 @@ def _look_at_image(image: dict[str, Any], path: Path) -> str | None:
     stated = tuple(map(image.get, _SIZE_KEYS))
     if all(map(is_side, stated)) and stated != upright:
         return "size_mismatches"
+    if opened.mode == "F" or opened.mode.startswith("I"):
+        return "deep_images"
     return "exif_rotations" if rotated else None
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from clsloc.data.check import (
     Content,
     box_arrays,
+    by_text,
     degenerate_rows,
     duplicate_rows,
     is_box,
+    is_crowd_mark,
     is_ignored,
     is_side,
     known_ids,
@@ -24,7 +26,8 @@ def fix_coco(content: Content, image_root: str | None = None) -> tuple[Content, 
     """A repaired copy of ``content`` and what was done, counted by a short text.
 
     Fills in keys that are missing or None, numbers annotations from 1 where their ids are missing,
-    zero or repeated, makes annotations marked ``ignore`` crowds, clips boxes to their images, and
+    zero or repeated, writes the ids that they refer to as the lists do ("7" as 7), makes those
+    marked ``ignore`` crowds and any other ``iscrowd`` 0 or 1, clips boxes to their images, and
     drops annotations without a proper box, of an unknown image or category, or that stand twice.
     Sizes of images are read from the files where they are missing. Images stay, also those whose
     file is gone.
@@ -45,6 +48,9 @@ def fix_coco(content: Content, image_root: str | None = None) -> tuple[Content, 
     for item in fixed["annotations"]:
         if is_ignored(item):
             _unmark(item, done)
+        if not is_crowd_mark(item.get("iscrowd")):
+            item["iscrowd"] = int(str(item["iscrowd"]).strip().lower() in ("1", "1.0", "true"))
+            done["iscrowd made 0 or 1"] += 1
         if item.get("iscrowd") is None:
             item["iscrowd"] = 0
             done["iscrowd set to 0"] += 1
@@ -66,8 +72,14 @@ def _fill_size(image: dict[str, Any], root: Path) -> int:
 
 def _keep_proper(content: Content, done: Counter) -> list[dict[str, Any]]:
     images, categories = known_ids(content["images"]), known_ids(content["categories"])
+    known = {"image_id": images, "category_id": categories}
+    listed = {key: by_text(ids) for key, ids in known.items()}
     kept = []
     for item in content["annotations"]:
+        for key, ids in known.items():
+            if item.get(key) not in ids and str(item.get(key)) in listed[key]:
+                item[key] = listed[key][str(item[key])]
+                done["ids written as in the lists"] += 1
         if item.get("image_id") not in images or item.get("category_id") not in categories:
             done["annotations of an unknown image or category dropped"] += 1
         elif not is_box(item.get("bbox")):

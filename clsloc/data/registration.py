@@ -7,16 +7,19 @@ on the machine where it is used for prediction.
 import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from clsloc.data import wider_face
-from clsloc.data.check import is_box, is_side
+from clsloc.data.check import is_box, is_crowd_mark, is_side
 from clsloc.data.voc import load_voc_folder, voc_class_names
 from clsloc.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+# Larger files, of which reading twice would be felt, are no home-made ones.
+_MAX_BYTES = 1 << 26
 Loader = Callable[[], list[dict[str, Any]]]
 
 
@@ -63,6 +66,7 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
     _check_exists(name, image_root, os.path.isdir)
     try:
         samples = load_coco_json(json_file, image_root, name)
+        _check_image_ids(json_file)
         _check_values(samples)
         return samples
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -81,6 +85,17 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
     )
 
 
+def _check_image_ids(json_file: str) -> None:
+    """Of images with one id only the last is loaded, with the boxes of all."""
+    if os.path.getsize(json_file) > _MAX_BYTES:
+        return
+    with open(json_file, encoding="utf-8") as file:
+        times = Counter(image["id"] for image in json.load(file)["images"])
+    twice = [key for key, count in times.items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} image ids are there more than once, such as {twice[0]!r}")
+
+
 def _check_values(samples: Iterable[dict[str, Any]]) -> None:
     """What loads and would fail in the step that draws the image, perhaps hours later."""
     for sample in samples:
@@ -93,6 +108,9 @@ def _check_values(samples: Iterable[dict[str, Any]]) -> None:
                 raise ValueError(f"an object of the image {sample['image_id']} has {box}")
             if annotation.get("iscrowd", 0) is None:
                 annotation["iscrowd"] = 0  # null in the file: Detectron2 would take it for a crowd
+            if not is_crowd_mark(annotation.get("iscrowd")):
+                crowd = f"the iscrowd {annotation['iscrowd']!r}"
+                raise ValueError(f"an object of the image {sample['image_id']} has {crowd}")
 
 
 def register_voc(

@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from clsloc.engine.results import write_results
 from clsloc.engine.setup import setup_cfg
 from clsloc.engine.trainer import Trainer
 from clsloc.errors import UserError
-from clsloc.files import OUTPUT_ERRORS, write_error
+from clsloc.files import OUTPUT_ERRORS, make_folder, write_error
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
@@ -116,14 +117,16 @@ def main(
     """
     try:
         cfg = _prepare(args, config_functions)
-        if args.eval_only:
-            return _evaluate(cfg, args.resume)
-        configured = setup_cfg(config_file=args.config_file, config_functions=config_functions)
-        check_learning_rate(cfg, configured)
-        if not args.resume:
-            check_frozen_stages(cfg)
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        with _kept_config(cfg.OUTPUT_DIR):
+            _set_up(cfg, args)
+            if args.eval_only:
+                return _evaluate(cfg, args.resume)
+            configured = setup_cfg(config_file=args.config_file, config_functions=config_functions)
+            check_learning_rate(cfg, configured)
+            if not args.resume:
+                check_frozen_stages(cfg)
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     except OSError as error:
         if error.errno not in OUTPUT_ERRORS:
@@ -142,9 +145,29 @@ def _prepare(args: argparse.Namespace, config_functions: Sequence[ConfigFunction
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
         # Every process would otherwise start a thread for each core.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_world_size()))
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, rank, name="clsloc", configure_stdout=False)
     return cfg
+
+
+@contextmanager
+def _kept_config(folder: str) -> Iterator[None]:
+    """Where what is inside fails, the config.yaml of an earlier run in ``folder`` is as before."""
+    path = Path(folder, "config.yaml")
+    earlier = path.read_bytes() if comm.is_main_process() and path.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if earlier is not None:
+            path.write_bytes(earlier)
+        raise
+
+
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if not cfg.OUTPUT_DIR:
+        raise UserError("OUTPUT_DIR is empty; name a folder.")
+    make_folder(cfg.OUTPUT_DIR)
+    default_setup(cfg, args)
+    rank = comm.get_rank()
+    setup_logger(cfg.OUTPUT_DIR, rank, name="clsloc", configure_stdout=False)
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:

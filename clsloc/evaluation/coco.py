@@ -1,5 +1,7 @@
 """Average precision at many IoU thresholds."""
 
+import contextlib
+import io
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -52,6 +54,8 @@ class BoxEvaluator(COCOEvaluator):
             del metadata.json_file
         self._per_class = per_class
         self._complete_annotations()
+        self._number_annotations()
+        self._warn_of_empty_boxes()
 
     def _complete_annotations(self) -> None:
         """Give what pycocotools reads and no training needs the value it has for plain boxes."""
@@ -68,6 +72,28 @@ class BoxEvaluator(COCOEvaluator):
                 "height, a missing iscrowd as 0.",
                 self._metadata.name,
                 incomplete,
+            )
+
+    def _number_annotations(self) -> None:
+        """pycocotools takes the id 0 for no match, and a text for a number."""
+        annotations = self._coco_api.dataset.get("annotations", [])
+        if all(isinstance(item["id"], int) and item["id"] > 0 for item in annotations):
+            return
+        for number, item in enumerate(annotations, start=1):
+            item["id"] = number
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
+
+    def _warn_of_empty_boxes(self) -> None:
+        boxes = [annotation["bbox"] for annotation in self._coco_api.anns.values()]
+        count = sum(width <= 0 or height <= 0 for *_, width, height in boxes)
+        if count:
+            logger.warning(
+                "%s: %d of %d objects have a box without area, which nothing can match, so that AP "
+                "comes out too low; tools/check_dataset.py drops them with --fix.",
+                self._metadata.name,
+                count,
+                len(boxes),
             )
 
     def _derive_coco_results(

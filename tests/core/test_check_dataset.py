@@ -90,6 +90,10 @@ def change(**changes):
         (change(ignore=True), {"ignored_annotations": 1}),
         (change(ignore=None), {"ignored_annotations": 1}),
         (change(ignore=0), {}),
+        (change(iscrowd="0"), {"odd_iscrowd": 1}),
+        (change(iscrowd=2), {"odd_iscrowd": 1}),
+        (change(iscrowd=True), {}),
+        (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], {"only_crowds": 3}),
         (change(id=0), {"annotation_id_zero": 1}),
         (change(id=2), {"duplicate_annotations_ids": 1}),
         (change(image_id=8), {"unknown_image_id": 1}),
@@ -301,6 +305,33 @@ def test_a_repaired_copy_has_no_errors(folder):
     assert fixed["annotations"][3]["area"] == 50
     assert fixed["images"][0]["width"] == 40
     assert done["boxes without area dropped"] == 1 and done["repeated boxes dropped"] == 1
+
+
+def test_ids_and_crowds_in_text_are_made_numbers(folder):
+    wrong = good()
+    first, second, third = wrong["annotations"]
+    category, image = first["category_id"], second["image_id"]
+    first.update(category_id=str(category), iscrowd="0")
+    second.update(image_id=str(image), iscrowd="1")
+    (unknown,) = (f for f in check_coco(wrong, str(folder)) if f.kind == "unknown_category_id")
+    assert f"('{category}' is not {category}; --fix makes it so)" in unknown.sentence
+    fixed, done = fix_coco(wrong, str(folder))
+    assert check_coco(fixed, str(folder)) == []
+    first, second, _ = fixed["annotations"]
+    assert (first["category_id"], first["iscrowd"]) == (category, 0)
+    assert (second["image_id"], second["iscrowd"]) == (image, 1)
+    assert done == {"ids written as in the lists": 2, "iscrowd made 0 or 1": 2}
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_pictures_of_more_than_eight_bits_are_told(folder, mode):
+    name = "1.tiff"
+    Image.new(mode, (40, 30)).save(folder / name)
+    wrong = good()
+    wrong["images"][0]["file_name"] = name
+    (finding,) = check_images(wrong, str(folder))
+    assert (finding.kind, finding.severity, finding.count) == ("deep_images", "warning", 1)
+    assert name in finding.sentence and "convert them to 8 bits" in finding.sentence
 
 
 def test_values_that_are_null_are_filled_in_as_missing_ones(folder):

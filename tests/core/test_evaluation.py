@@ -219,3 +219,24 @@ def test_unknown_evaluator_type(pets):
     MetadataCatalog.get(pets).__dict__["evaluator_type"] = "lvis"
     with pytest.raises(UserError, match="evaluator_type 'lvis'"):
         build_evaluator(cfg, pets)
+
+
+@pytest.mark.parametrize("first", [0, -1, "a"])
+def test_ids_of_objects_do_not_change_ap(coco_folder, first):
+    json_file, root = coco_folder([(3, (0, 0, 100, 100)), (7, (100, 0, 100, 100))])
+    content = json.loads(Path(json_file).read_text())
+    content["annotations"][0]["id"] = first  # COCO's evaluation takes 0 for no match
+    Path(json_file).write_text(json.dumps(content))
+    register_datasets([["odd", "coco", json_file, root]])
+    DatasetCatalog.get("odd")
+    good = [(0, 0.9, (0, 0, 100, 100)), (1, 0.8, (100, 0, 200, 100))]
+    assert run(BoxEvaluator("odd"), "odd", [good])["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_objects_that_nothing_can_match_are_told(coco_folder, caplog):
+    caplog.set_level("WARNING", logger="clsloc")
+    json_file, root = coco_folder([(3, (0, 0, 100, 100)), (7, (100, 0, -100, 100))])
+    register_datasets([["odd", "coco", json_file, root]])
+    DatasetCatalog.get("odd")
+    BoxEvaluator("odd")
+    assert "odd: 1 of 2 objects have a box without area" in caplog.text
