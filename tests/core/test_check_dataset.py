@@ -309,7 +309,7 @@ def test_a_repaired_copy_has_no_errors(folder):
 
 def test_ids_and_crowds_in_text_are_made_numbers(folder):
     wrong = good()
-    first, second, third = wrong["annotations"]
+    first, second, _ = wrong["annotations"]
     category, image = first["category_id"], second["image_id"]
     first.update(category_id=str(category), iscrowd="0")
     second.update(image_id=str(image), iscrowd="1")
