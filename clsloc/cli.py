@@ -5,16 +5,18 @@ made by :func:`make_parser`; :func:`run` joins the two.
 """
 
 import argparse
+import errno
 import json
 import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from clsloc.errors import UserError
-from clsloc.files import atomic_write
+from clsloc.files import atomic_write, write_error
 
 INTERRUPTED_STATUS = 130  # what shells tell of a program that Ctrl-C ended
 TERMINATED_STATUS = 143  # and of one that SIGTERM ended
@@ -117,6 +119,24 @@ def write_json(report: Any, path: str | os.PathLike) -> None:
     text = json.dumps(_only_finite(report), indent=2, allow_nan=False)
     with atomic_write(path, "w") as file:
         file.write(f"{text}\n")
+
+
+def check_json(path: str | os.PathLike) -> None:
+    """Find out, before any work is done, whether :func:`write_json` can write to ``path``.
+
+    Raises:
+        UserError: it cannot; the folder of ``path`` is made if needed.
+    """
+    path = os.fspath(path)
+    folder = os.path.dirname(path) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def _only_finite(value: Any) -> Any:

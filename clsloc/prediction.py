@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from clsloc.checkpoint import Checkpointer
+from clsloc.data.safe_mapper import thinness
 from clsloc.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -54,6 +55,21 @@ class Predictor(DefaultPredictor):
             return []
         with torch.no_grad():
             return self.model([self._prepare(image) for image in images])
+
+    def check_size(self, image: np.ndarray, name: str) -> None:
+        """
+        Args:
+            name: of the file, for the error.
+
+        Raises:
+            UserError: the image is so thin that resizing would leave no pixel of it.
+        """
+        height, width = image.shape[:2]
+        resized = self.aug.get_transform(image)
+        sides = getattr(resized, "new_h", height), getattr(resized, "new_w", width)
+        if min(sides) < 1:
+            reason = thinness(width, height, "INPUT.MAX_SIZE_TEST", self.cfg.INPUT.MAX_SIZE_TEST)
+            raise UserError(f"{name!r} {reason}.")
 
     def _prepare(self, image: np.ndarray) -> dict[str, Any]:
         height, width = image.shape[:2]

@@ -40,10 +40,26 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             f"--size {size[0]} {size[1]} is not the size of an image; give two lengths."
         )
-    report = model_info(build_model(cfg), size)
+    report = _report(cfg, size)
     print(_table(report))
     if args.json:
         cli.write_json(report, args.json)
+
+
+def _report(cfg: CfgNode, size: tuple[int, int]) -> dict[str, Any]:
+    model, usual = build_model(cfg), _default_size(cfg)
+    try:
+        return model_info(model, size)
+    except (RuntimeError, ValueError) as error:
+        if size == usual:
+            raise
+        model_info(model, usual)  # fails as well, unless the size is to blame
+        first_line = str(error).strip().split("\n")[0]
+        other = "larger" if min(size) < min(usual) else "smaller"
+        raise UserError(
+            f"The model cannot take --size {size[0]} {size[1]} ({first_line}); give a {other} "
+            f"--size, such as {usual[0]} {usual[1]}."
+        ) from error
 
 
 def _default_size(cfg: CfgNode) -> tuple[int, int]:

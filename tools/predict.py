@@ -3,7 +3,8 @@
 
 Writes a picture with the boxes, class names and scores for each image, and all detections as one
 COCO-format JSON file. An image that cannot be read is reported; the others are still processed.
-The exit status is 2 if anything failed or nothing was written.
+The JSON file is also written when the run ends early, with what was done until then. The exit
+status is 2 if anything failed or nothing was written.
 """
 
 import argparse
@@ -79,6 +80,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--batch-size {args.batch_size} is too few; give at least 1.")
     if args.max_images is not None and args.max_images < 1:
         raise UserError(f"--max-images {args.max_images} is too few; leave it out for all images.")
+    if not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold {args.threshold} is no score; give a number from 0 to 1.")
     if args.compare_gt and not args.dataset:
         raise UserError("--compare-gt needs ground truth; name a dataset with --dataset.")
     cfg = setup_cfg(args, overrides=["MODEL.WEIGHTS", args.weights])
@@ -86,6 +89,8 @@ def main(args: argparse.Namespace) -> int:
     records = records[: args.max_images]
     output = make_folder(args.output)
     _check_apart(output, records)
+    json_file = args.json or output / "predictions.json"
+    cli.check_json(json_file)
     predictor = Predictor(cfg)
     metadata = Metadata(thing_classes=[category["name"] for category in predictor.categories])
 
@@ -93,12 +98,13 @@ def main(args: argparse.Namespace) -> int:
     pictures = zip(records, _picture_paths(records, output))
     own_metadata = MetadataCatalog.get(args.dataset) if args.dataset else metadata
     work = Work(predictor, metadata, own_metadata, args, content, failures)
-    for batch in batches_of_one_size(work.open_images(pictures), args.batch_size):
-        work.predict_images(batch)
-
-    cli.write_json(content, args.json or output / "predictions.json")
-    for failure in failures:
-        print(f"predict.py: {failure}", file=sys.stderr)
+    try:
+        for batch in batches_of_one_size(work.open_images(pictures), args.batch_size):
+            work.predict_images(batch)
+    finally:  # also what was done until Ctrl-C or an error
+        for failure in failures:
+            print(f"predict.py: {failure}", file=sys.stderr)
+        cli.write_json(content, json_file)
     return UserError.EXIT_STATUS if failures or not content["images"] else 0
 
 
@@ -122,7 +128,9 @@ class Work:
                 if is_video(record["file_name"]):
                     self.predict_video(record, picture)
                 else:
-                    yield (record, picture), _read(record["file_name"])
+                    image = _read(record["file_name"])
+                    self.predictor.check_size(image, record["file_name"])
+                    yield (record, picture), image
             except UserError as error:
                 self.failures.append(str(error))
 
@@ -143,6 +151,7 @@ class Work:
         found = 0
         with VideoWriter(target, reader.fps) as writer:
             for batch in batches_of_one_size(enumerate(reader), self.args.batch_size):
+                self.predictor.check_size(batch[0][1], record["file_name"])
                 for (number, frame), instances in zip(batch, self._detect(batch)):
                     image_id = f"{record['image_id']}/{number}"
                     self._add(record | {"image_id": image_id, "frame": number}, frame, instances)

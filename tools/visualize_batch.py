@@ -47,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--num-images", type=int, default=8, metavar="N", help="images to draw (default 8)"
     )
-    result.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS of the config")
+    result.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="of the whole detector; default: MODEL.WEIGHTS of the config",
+    )
     result.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of images and samples (default 0)"
     )
@@ -57,10 +61,13 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     cfg = prepare(args)
     folder = make_folder(args.output)
+    if args.json:
+        cli.check_json(args.json)
     seed_generators(args.seed)
     model = build_model(cfg).train()
     if cfg.MODEL.WEIGHTS:
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+        # Training may start from a part of the weights; those named here fill the whole model.
+        Checkpointer(model, complete=bool(args.weights)).load(cfg.MODEL.WEIGHTS)
     class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
     level_names = levels_of(cfg, model)
     figures: list[dict[str, Any]] = []

