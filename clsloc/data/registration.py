@@ -65,8 +65,8 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
     _check_exists(name, json_file, os.path.isfile)
     _check_exists(name, image_root, os.path.isdir)
     try:
+        _check_lists(json_file)
         samples = load_coco_json(json_file, image_root, name)
-        _check_image_ids(json_file)
         _check_values(samples)
         return samples
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -85,12 +85,16 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
     )
 
 
-def _check_image_ids(json_file: str) -> None:
-    """Of images with one id only the last is loaded, with the boxes of all."""
+def _check_lists(json_file: str) -> None:
+    """Without categories there is nothing to learn, and of images with one id only the last is
+    loaded, with the boxes of all."""
     if os.path.getsize(json_file) > _MAX_BYTES:
         return
     with open(json_file, encoding="utf-8") as file:
-        times = Counter(image["id"] for image in json.load(file)["images"])
+        content = json.load(file)
+    if content["categories"] == []:
+        raise ValueError("it lists no categories")
+    times = Counter(image["id"] for image in content["images"])
     twice = [key for key, count in times.items() if count > 1]
     if twice:
         raise ValueError(f"{len(twice)} image ids are there more than once, such as {twice[0]!r}")

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from clsloc.engine import argument_parser, main, run, setup_cfg
-from clsloc.engine.checks import check_best_metric
+from clsloc.engine.checks import check_best_metric, check_classes
+from clsloc.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 TINY = """
@@ -410,7 +411,7 @@ def test_a_dataset_without_categories(sentence, parse, data, tmp_path, words):
     edit(empty, lambda content: content.update(categories=[], annotations=[]))
     args = parse(*words, "('none',)")
     args.coco.append(["none", str(empty), data[1]])
-    assert "The dataset 'none' has no classes: its annotations list no cat" in sentence(args=args)
+    assert "empty.json' cannot be used (it lists no categories)" in sentence(args=args)
     assert not list((tmp_path / "out").glob("*.pth"))
 
 
@@ -431,3 +432,13 @@ def test_a_schedule_or_value_that_cannot_be(sentence, tmp_path, key, value, reas
 
 def test_evaluation_needs_no_schedule(sentence):
     assert "There are no weights" in sentence("--eval-only", "SOLVER.MAX_ITER", "0")
+
+
+def test_a_dataset_that_names_no_class(forget_datasets):
+    DatasetCatalog.register("bare", lambda: [])
+    MetadataCatalog.get("bare").set(thing_classes=[])
+    with pytest.raises(UserError, match="'bare' has no classes"):
+        check_classes(setup_cfg(freeze=False), ["bare"])
+    MetadataCatalog.get("bare").thing_classes.append("cat")
+    with pytest.raises(UserError, match="NUM_CLASSES 1"):
+        check_classes(setup_cfg(freeze=False), ["bare"])
