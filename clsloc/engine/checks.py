@@ -256,12 +256,7 @@ def check_schedule(cfg: CfgNode) -> None:
 
 
 def log_schedule(cfg: CfgNode, num_images: int) -> None:
-    """Check the training schedule, and log it in iterations and in epochs, and what one step takes.
-
-    Raises:
-        UserError: see :func:`check_schedule`.
-    """
-    check_schedule(cfg)
+    """Log the training schedule in iterations and in epochs, and what one step takes."""
     batch, iterations = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER
     logger.info(
         "Training on %d images for %d iterations of %d images, %.1f epochs, in %d process(es) of "

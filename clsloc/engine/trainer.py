@@ -17,7 +17,13 @@ from clsloc.data.safe_mapper import RaisingLoader, SafeMapper
 from clsloc.data.train_data import build_train_loader
 from clsloc.data.train_loader import TrainLoader, seed_generators
 from clsloc.engine.best import BestModel
-from clsloc.engine.checks import check_best_metric, check_config, check_test_sets, log_schedule
+from clsloc.engine.checks import (
+    check_best_metric,
+    check_config,
+    check_schedule,
+    check_test_sets,
+    log_schedule,
+)
 from clsloc.engine.diagnosis import StepRecorder, divergence_sentence
 from clsloc.engine.interrupt import InterruptGuard
 from clsloc.engine.results import write_results
@@ -69,6 +75,7 @@ class Trainer(DefaultTrainer):
         check_config(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         check_test_sets(cfg, self.build_evaluator)
         check_best_metric(cfg)
+        check_schedule(cfg)
         loader = self.build_train_loader(cfg)
         loader.seed = self.seed
         log_schedule(cfg, len(loader.dataset))
